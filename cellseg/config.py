@@ -1,0 +1,276 @@
+"""One run as nested, documented, strict dataclasses, read from TOML.
+
+A run file states only its differences from the file its ``base`` key names (one level). Unknown keys,
+wrong types and bad values are errors that name the dotted key and the nearest known one; ``--set
+train.lr=3e-4`` passes through the same check. Relative paths are relative to the working directory,
+which for every make target is the repository root.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cellseg.core import CellsegError
+
+
+class Strict(BaseModel):
+    """Frozen settings that reject unknown keys and do not convert strings or booleans to numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class NormalizeConfig(Strict):
+    """How raw pixel values become network input (see :func:`cellseg.images.normalize`)."""
+
+    rule: Literal["percentile", "percentile_nonzero", "none"] = "percentile"
+    low: float = Field(1.0, ge=0, le=100)
+    high: float = Field(99.0, ge=0, le=100)
+
+    @model_validator(mode="after")
+    def _low_below_high(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        return self
+
+
+class Selection(Strict):
+    """Which images of an index: all of a split, of some groups, or the first few of each group."""
+
+    index: str
+    split: str | None = None
+    groups: tuple[str, ...] = Field((), strict=False)
+    limit: int | None = Field(None, ge=1)
+    """At most this many images, taken evenly over the groups in index order."""
+
+
+class EvaluationSet(Selection):
+    """A selection that is scored after training, under a name that tables refer to."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+
+
+class DataConfig(Strict):
+    """What is trained on, validated on and scored on."""
+
+    train: tuple[Selection, ...] = Field((), strict=False)
+    val: tuple[Selection, ...] = Field((), strict=False)
+    unlabelled: tuple[Selection, ...] = Field((), strict=False)
+    """Images whose labels, if any, are never read; for adaptation."""
+    evaluate: tuple[EvaluationSet, ...] = Field((), strict=False)
+    diameter: float | Literal["index", "none"] = "index"
+    """Cell diameter of training images in pixels: one number, each image's own from the index, or no rescaling."""
+    cache_mb: int = Field(4096, ge=0)
+    """Memory for decoded training images and their targets."""
+
+
+class AugmentConfig(Strict):
+    """Geometry shared by both views, and the strength of each view's intensity changes."""
+
+    scale_min: float = Field(0.7, gt=0)
+    scale_max: float = Field(1.4, gt=0)
+    rotate: bool = True
+    flip: bool = True
+    weak: float = Field(0.3, ge=0, le=1)
+    """Strength of the intensity changes of labelled images and of the teacher's view."""
+    strong: float = Field(1.0, ge=0, le=1)
+    """Strength of the intensity changes of the student's view of unlabelled images."""
+    invert: float = Field(0.0, ge=0, le=1)
+    """Probability of inverting an image: only where the modality allows it."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.scale_min > self.scale_max:
+            raise ValueError(f"scale_min ({self.scale_min}) must not exceed scale_max ({self.scale_max})")
+        return self
+
+
+class ModelConfig(Strict):
+    """A network and everything needed to feed it and read it; saved inside every checkpoint."""
+
+    network: Literal["half_unet"] = "half_unet"
+    size: Literal["tiny", "small", "base"] = "small"
+    representation: Literal["flow"] = "flow"
+    norm: Literal["instance", "batch", "group"] = "instance"
+    dropout: float = Field(0.0, ge=0, lt=1)
+    reference_diameter: float = Field(24.0, gt=0)
+    """Images are scaled so that a median cell has this diameter in pixels."""
+    normalize: NormalizeConfig = NormalizeConfig()
+
+
+class TrainConfig(Strict):
+    """The optimisation; ``steps`` (optimizer updates) is the only clock."""
+
+    init: str | None = None
+    """Checkpoint, run folder or model name to start from; also the anchor of L2-SP."""
+    steps: int = Field(2000, ge=1)
+    batch_size: int = Field(8, ge=1)
+    accumulate: int = Field(1, ge=1)
+    """Micro-batches an update; each holds ``batch_size`` crops."""
+    crop_size: int = Field(256, ge=32, multiple_of=16)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    """Decay toward zero; applied only to weights that L2-SP does not anchor."""
+    warmup_steps: int = Field(100, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    clip_norm: float | None = Field(1.0, gt=0)
+    l2sp_alpha: float = Field(0.0, ge=0)
+    """Strength of L2-SP toward the starting weights; 0 is plain fine-tuning, bit for bit."""
+    l2sp_convention: Literal["sum", "paper"] = "sum"
+    """``sum``: alpha Σ(w − w⁰)²; ``paper``: half of it (Li et al., ICML 2018)."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Largest momentum of the averaged weights that are validated and handed out; 0 hands out the raw ones."""
+    precision: Literal["auto", "bf16", "fp16", "off"] = "auto"
+    channels_last: bool = True
+    log_every: int = Field(10, ge=1)
+    validate_every: int = Field(250, ge=1)
+    save_every: int = Field(250, ge=1)
+    workers: int = Field(0, ge=0)
+
+
+class AdaptConfig(Strict):
+    """What adaptation adds: a teacher that makes targets on unlabelled images."""
+
+    teacher: Literal["ema", "frozen"] = "ema"
+    ema_max: float = Field(0.999, ge=0, lt=1)
+    batch_size: int = Field(8, ge=1)
+    """Unlabelled crops a micro-batch."""
+    consistency_weight: float = Field(1.0, ge=0)
+    ramp_steps: int = Field(200, ge=0)
+    confidence: float = Field(0.7, ge=0, le=1)
+    """Pixels whose teacher confidence (norm of the predicted flow) is below this are ignored."""
+    diameter: float | Literal["auto", "index"] = "auto"
+    """Cell diameter of unlabelled images: a number, the teacher's own estimate, or the index."""
+
+
+class PredictConfig(Strict):
+    """Inference."""
+
+    tile: int = Field(512, ge=64, multiple_of=16)
+    overlap: float = Field(0.25, ge=0, lt=0.9)
+    diameter: float | Literal["auto", "model", "index"] = "auto"
+    """Cell diameter in pixels: a number, a fast first pass, the one of the training images, or the median of the index's training part."""
+    tta: bool = False
+    """Average the four flips."""
+    min_size: int = Field(10, ge=0)
+    """Cells of fewer pixels are dropped."""
+
+
+class RunConfig(Strict):
+    """Everything a run depends on but its seed."""
+
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    adapt: AdaptConfig = AdaptConfig()
+    predict: PredictConfig = PredictConfig()
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a run file, the base it names, and ``key=value`` overrides, in that order.
+
+    Parameters
+    ----------
+    path : str or Path
+        TOML file; its optional ``base`` key names another, relative to it.
+    overrides : iterable of str
+        ``dotted.key=value`` with the value in TOML; a bare word is taken as a string.
+
+    Returns
+    -------
+    RunConfig
+        The checked configuration.
+
+    Raises
+    ------
+    CellsegError
+        If a file is missing or not TOML, or a key or value is wrong; the message names the dotted key.
+    """
+    path = Path(path)
+    values = _read_toml(path)
+    base = values.pop("base", None)
+    if base is not None:
+        base_path = path.parent / str(base)
+        inherited = _read_toml(base_path)
+        if "base" in inherited:
+            raise CellsegError(f"{base_path}: a base file may not name another base")
+        values = _merge(inherited, values)
+    for override in overrides:
+        values = _merge(values, parse_override(override))
+    return check_config(values, where=str(path))
+
+
+def check_config(values: Mapping[str, Any], where: str = "configuration") -> RunConfig:
+    """Validate plain nested values; raises CellsegError naming each wrong key and the nearest known one."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        lines = "; ".join(_explain(detail) for detail in error.errors())
+        raise CellsegError(f"{where}: {lines}") from error
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """Turn ``train.lr=3e-4`` into ``{"train": {"lr": 3e-4}}``."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise CellsegError(f"--set {text}: wanted dotted.key=value, for example train.lr=3e-4")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    for part in reversed(key.strip().split(".")):
+        parsed = {part: parsed}
+    return typing.cast("dict[str, Any]", parsed)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CellsegError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise CellsegError(f"{path}: cannot be read as TOML ({error})") from error
+
+
+def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in change.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _explain(detail: Any) -> str:
+    location = tuple(detail["loc"])
+    key = ".".join(str(part) for part in location)
+    if detail["type"] == "extra_forbidden":
+        known = sorted(_known_keys(location[:-1]))
+        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.0)
+        return f"unknown key '{key}'; did you mean '{'.'.join([*map(str, location[:-1]), *near])}'?"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"'{key}' = {detail['input']!r}: {message[:1].lower()}{message[1:]}"
+
+
+def _known_keys(location: tuple[Any, ...]) -> set[str]:
+    model: type[BaseModel] = RunConfig
+    for part in location:
+        if isinstance(part, str) and part in model.model_fields:
+            model = _model_of(model.model_fields[part].annotation) or model
+    return set(model.model_fields)
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    """Find the settings class inside an annotation such as ``tuple[Selection, ...]``."""
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return annotation if issubclass(annotation, BaseModel) else None
+    found = (_model_of(inner) for inner in typing.get_args(annotation))
+    return next((model for model in found if model is not None), None)

@@ -1,0 +1,1 @@
+"""Data sets, their index and the crops made from them."""

@@ -1,0 +1,1 @@
+"""Instance representations: encode labels to maps, decode maps to labels; torch-free."""

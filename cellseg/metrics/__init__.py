@@ -1,0 +1,1 @@
+"""Instance overlap, matching and the rules of counting; torch-free."""

@@ -1,0 +1,1 @@
+"""Networks, their teachers and pretrained weights."""
