@@ -1,0 +1,111 @@
+"""The counting rule of the NeurIPS 2022 cell segmentation challenge, result for result.
+
+Source: ``baseline/compute_metric.py`` of github.com/JunMa11/NeurIPS-CellSeg (commit 3128e96). Where that
+script has no result, because it fails or skips, ours is defined here and said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cellseg.core import Counts
+from cellseg.metrics.matching import THRESHOLDS, count_matches
+from cellseg.metrics.overlap import IntArray, Overlap, overlap
+
+BORDER = 2
+"""Outer rows and columns in pixels; a cell with one pixel there is not scored."""
+
+LARGE_PIXELS = 25_000_000
+"""Images of at least this many pixels are scored patch by patch."""
+
+PATCH = 2000
+"""Side of a patch in pixels."""
+
+
+def match_neurips(
+    labels_true: ArrayLike, labels_pred: ArrayLike, thresholds: Iterable[float] = THRESHOLDS
+) -> tuple[Counts, ...]:
+    """Count matches as the organisers of the NeurIPS 2022 challenge do.
+
+    Every cell with a pixel in the outer 2 rows or columns is removed, from truth and prediction independently;
+    the rest is matched one to one at IoU ≥ threshold. Images of 25,000,000 px or more are padded with zeros to
+    patches of 2,000 px, border cells are removed **inside every patch**, and the counts of the patches added.
+
+    Parameters
+    ----------
+    labels_true, labels_pred : int or bool (H, W)
+        Label images (see :func:`cellseg.metrics.overlap.overlap`).
+    thresholds : iterable of float in (0, 1]
+        IoU thresholds; the challenge's is 0.5.
+
+    Returns
+    -------
+    tuple of Counts
+        One for each threshold; :func:`neurips_f1` makes the published figure of it.
+
+    Notes
+    -----
+    The organisers' Hungarian cost −(IoU ≥ t) − IoU / (2 min(n, m)) maximises the number of pairs first, so TP is
+    the size of a maximum matching, as here. Cells are removed from the overlap table, which is the same as
+    erasing their pixels. ``fn`` is always true cells − TP: the script prints 0 for an empty prediction, but its
+    recall, and so its F1, divides by the true count too. Predictions are not cast to the dtype of the truth,
+    which makes the script fail on ids above 32,767. One oddity is kept: an image of at most 4 px a side without
+    any background keeps its cell of smallest id.
+    """
+    thresholds = tuple(thresholds)
+    true, pred = np.asarray(labels_true), np.asarray(labels_pred)
+    if true.size < LARGE_PIXELS or true.shape != pred.shape or true.ndim != 2:
+        return count_matches(_inner(true, pred), thresholds)
+    height, width = true.shape
+    totals = tuple(count_matches(_inner(true[:0], pred[:0]), thresholds))
+    for top in range(0, height, PATCH):
+        for left in range(0, width, PATCH):
+            window = (slice(top, top + PATCH), slice(left, left + PATCH))
+            patch = count_matches(_inner(true[window], pred[window], (PATCH, PATCH)), thresholds)
+            totals = tuple(total + part for total, part in zip(totals, patch, strict=True))
+    return totals
+
+
+def neurips_f1(counts: Counts) -> float:
+    """Return the challenge's F1 of one image: from precision and recall, rounded to 4 decimals, 0 without a match."""
+    if counts.tp == 0:
+        return 0.0
+    return float(np.round(2 * (counts.precision * counts.recall) / (counts.precision + counts.recall), 4))
+
+
+def _inner(true: NDArray[Any], pred: NDArray[Any], padded: tuple[int, int] | None = None) -> Overlap:
+    table = overlap(true, pred)
+    shape = true.shape if padded is None else padded
+    return table.without(border_ids(true, shape), border_ids(pred, shape))
+
+
+def border_ids(labels: NDArray[Any], padded: tuple[int, ...]) -> IntArray:
+    """Return the ids with a pixel in the outer 2 rows or columns of ``labels`` padded with zeros to a shape.
+
+    Parameters
+    ----------
+    labels : int (H, W)
+        Label image, at the top left of the padded one.
+    padded : (height, width)
+        Shape whose border counts, at least ``(H, W)``.
+
+    Returns
+    -------
+    int64 (n,)
+        Ascending ids, without 0.
+    """
+    height, width = padded
+    bands = (
+        labels[:BORDER],
+        labels[max(0, height - BORDER) :],
+        labels[:, :BORDER],
+        labels[:, max(0, width - BORDER) :],
+    )
+    ids = np.unique(np.concatenate([band.reshape(-1) for band in bands])).astype(np.int64)
+    if ids.size and ids[0] != 0 and min(height, width) <= 2 * BORDER:
+        ids = ids[1:]  # the script skips the first of the sorted ids, taking it for background
+    return np.setdiff1d(ids, [0])
