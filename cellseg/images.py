@@ -3,13 +3,12 @@
 TIFF goes through tifffile and imagecodecs, PNG through imagecodecs, JPEG and BMP through Pillow. The kind of
 file is told from its first bytes, not from its name. One plane of one image comes out of every file:
 
-* TIFF: series 0 and, in a pyramid, level 0 (full resolution). Axes are read from the file. The channel axes
-  ``S`` and ``C`` come last; of every other axis (``T``, ``Z``, ``Q``, ``I``, …) plane ``page`` is taken, with
-  a warning that others exist. An unnamed axis (``Q`` or ``I``) of 2 to 4 planes is taken for channels, and a
-  ``(H, W, 2 to 4)`` array saved without saying so is recognised by its tiny last axis.
+* TIFF: series 0 and, in a pyramid, level 0 (full resolution). Axes are read from the file; the channel axes
+  ``S`` and ``C`` come last; of all others (``T``, ``Z``, …) plane ``page`` is taken, with a warning. An unnamed
+  axis (``Q``, ``I``) of 2 to 4 planes is channels, also where a ``(H, W, 2 to 4)`` array was saved without a word.
 * Palettes: a colour palette in a PNG or BMP is applied to images and not to labels; that of a TIFF is not
   applied (microscopes use it as a display colour of a grey image).
-* JPEG: CMYK becomes RGB; the orientation tag is ignored, so that sizes and labels agree with the stored pixels.
+* JPEG: CMYK becomes RGB; the orientation tag is ignored, so that labels agree with the stored pixels.
 
 What this gives up: volumes and movies as such (one plane is read), and whole slides larger than memory.
 """
@@ -248,15 +247,13 @@ def _kind(path: Path) -> str:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn whatever a decoder raises on a bad file into one line that names the file."""
+    """Turn whatever a decoder raises on a bad file into one line that names it."""
     try:
         yield
     except CellsegError:
         raise
     except FileNotFoundError:
         raise CellsegError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise CellsegError(f"{path}: wanted an image file, got a folder") from None
     except Exception as error:  # decoders raise dozens of types, from struct.error to zlib.error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CellsegError(f"{path}: cannot be read, it may be damaged or cut short ({reason[:200]})") from error

@@ -1,0 +1,382 @@
+"""Prepare anyone's own folder of images, with or without labels, in the layouts the field uses.
+
+Layouts, told apart by what is there; files are matched by stem, case kept, never by sorted order:
+
+* ``images/`` with ``labels/`` or ``masks/`` (StarDist, NeurIPS 2022: ``x_label.tiff`` for ``x.png``), and
+  ``foreground_masks/`` for images that have only a mask of all cells together;
+* flat (Cellpose): ``x.tif`` or ``x_img.tif`` with ``x_masks.tif`` or another of :data:`LABEL_ENDINGS` beside it;
+* any of these inside ``train/``, ``val/``, ``test/`` and ``unlabelled/``; ids are then ``train_x`` and so on.
+
+A source ``index.csv`` beside ``images/`` (columns ``image`` and any of ``split, group, n_instances, well``) says
+which images count and what is known of them. Every image and label file is decoded once, so that a damaged one
+is found now and not during training. Files are used where they lie; nothing is copied. What this gives up:
+several label files an image, and one file a cell.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cellseg.core import CellsegError, LabelKind, Record
+from cellseg.datasets.index import Finding, PrepareReport, write_prepared
+from cellseg.images import IMAGE_SUFFIXES, find_images, read_image, read_labels
+from cellseg.labels import count_instances, median_diameter, split_disconnected
+from cellseg.progress import track
+
+SPLITS = ("train", "val", "test", "unlabelled")
+
+LABEL_ENDINGS = ("_cp_masks", "_masks", "_mask", "_labels", "_label")
+"""Endings of a label file's stem after the stem of its image."""
+
+RESULT_ENDINGS = ("_cp_flows", "_flows", "_cp_outlines", "_outlines", "_dP", "_cellprob", "_seg")
+"""Endings of files that Cellpose leaves beside images; they are neither image nor labels."""
+
+_OTHER_FILES = frozenset({".csv", ".txt", ".md", ".json", ".npy", ".xml", ".db"})
+
+
+@dataclass(frozen=True)
+class _Item:
+    """An image, its label file and what the source index says of it."""
+
+    id: str
+    image: Path
+    labels: Path | None
+    kind: LabelKind
+    split: str
+    row: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """What reading an item gave; ``record`` is None where it is left out."""
+
+    record: Record | None
+    findings: tuple[Finding, ...]
+    n_ids: int = 0
+    n_pieces: int = 0
+
+
+def prepare_folder(
+    root: str | Path, out: str | Path, *, split: str | None = None, val_fraction: float = 0.0, seed: int = 0
+) -> Path:
+    """Write ``index.csv`` and ``report.md`` for a folder of images.
+
+    Parameters
+    ----------
+    root : str or Path
+        Folder in one of the layouts of this module.
+    out : str or Path
+        Folder to write into; may be ``root`` unless that holds a source ``index.csv``.
+    split : {"train", "val", "test"}, optional
+        Split of every labelled image; by default what the source index or the sub-folder says, else ``train``.
+        Images without labels are ``unlabelled``.
+    val_fraction : float
+        Part of the training units of each group, in [0, 1), that becomes ``val``; at least one unit where a
+        group has two. A unit is a well where the source index names wells, else an image. The choice depends
+        on the seed and the unit's name alone.
+    seed : int
+        Seed of that choice.
+
+    Returns
+    -------
+    Path
+        The written ``index.csv``.
+
+    Raises
+    ------
+    CellsegError
+        If no layout is recognised, two images or two label files share a stem, the source index is wrong, or no
+        image is usable. Files that cannot be read and labels of another size than their image are left out and
+        named in the report.
+    """
+    root, out = Path(os.path.abspath(root)), Path(os.path.abspath(out))  # noqa: PTH100 - links are kept
+    if split is not None and split not in SPLITS[:3]:
+        raise CellsegError(f"split '{split}': wanted one of {', '.join(SPLITS[:3])}")
+    if not 0 <= val_fraction < 1:
+        raise CellsegError(f"val_fraction = {val_fraction}: wanted at least 0 and less than 1")
+    findings: list[Finding] = []
+    items = _find_items(root, findings)
+    if out == root and any(item.row for item in items):
+        raise CellsegError(f"{out}: its index.csv is the source and would be overwritten; choose another output folder")
+    if split is not None:
+        items = [dataclasses.replace(item, split=split) for item in items]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        results = pool.map(lambda item: _check(item, root), items)
+        checked = list(track(results, "reading images", total=len(items)))
+    findings += [finding for one in checked for finding in one.findings]
+    records = [one.record for one in checked if one.record is not None]
+    notes = {"labels": "used in place; ids are those of the files"}
+    if _holds_plain_masks(checked):
+        records = [_as_foreground(record) for record in records]
+        notes["binary labels"] = (
+            "no label file holds more than one id although the ids lie in several pieces: taken for foreground masks"
+        )
+    if val_fraction > 0:
+        records = split_validation(records, val_fraction, seed)
+        if not any(record.split == "val" for record in records):
+            findings.append(Finding("no validation images", root.name, "every group has one training unit or none"))
+        notes["validation"] = (
+            f"{val_fraction:g} of the training units of every group, seed {seed}; a unit is a well where known, or "
+            "an image: give a column 'well' in the source index.csv if those of one slide or movie belong together"
+        )
+    return write_prepared(out, PrepareReport(root.name, root, records, findings, notes))
+
+
+def split_validation(records: Sequence[Record], fraction: float, seed: int) -> list[Record]:
+    """Turn part of the training images into validation images, whole wells at a time.
+
+    Parameters
+    ----------
+    records : sequence of Record
+        Rows in any order; the result does not depend on it.
+    fraction : float
+        Part of the labelled training units of each group, in (0, 1); at least one unit, but never all. A well
+        that lies in several groups counts for the first by name.
+    seed : int
+        Units are ordered by a hash of seed and name.
+
+    Returns
+    -------
+    list of Record
+        The same rows in the same order, some with split ``val``.
+    """
+    units: dict[tuple[str, str], str] = {}
+    for record in records:
+        if record.split == "train" and record.has_labels:
+            unit = _unit(record)
+            units[unit] = min(record.group, units.get(unit, record.group))
+    chosen: set[tuple[str, str]] = set()
+    for group in set(units.values()):
+        members = [unit for unit in units if units[unit] == group]
+        members.sort(key=lambda unit: hashlib.sha256(f"{seed}:{unit}".encode()).digest())
+        chosen.update(members[: min(max(1, round(fraction * len(members))), len(members) - 1)])
+    return [
+        dataclasses.replace(record, split="val") if record.split == "train" and _unit(record) in chosen else record
+        for record in records
+    ]
+
+
+def _unit(record: Record) -> tuple[str, str]:
+    return ("well", record.well) if record.well else ("image", record.id)
+
+
+def _find_items(root: Path, findings: list[Finding]) -> list[_Item]:
+    if not root.is_dir():
+        raise CellsegError(f"{root}: no such folder")
+    parts = [(root, "")]
+    if not (root / "images").is_dir() and not find_images(root):
+        parts = [(root / name, name) for name in SPLITS if (root / name).is_dir()]
+    items = []
+    for folder, split in parts:
+        items += _pair(folder, split, root, findings)
+    if not items:
+        raise CellsegError(
+            f"{root}: no images found; wanted images/ with labels/ or masks/, or image files "
+            f"({', '.join(sorted(IMAGE_SUFFIXES))}) with x_masks files beside them"
+        )
+    return items
+
+
+def _pair(folder: Path, split: str, root: Path, findings: list[Finding]) -> list[_Item]:
+    """Match the images of one part of the data set with their label files and rows."""
+    image_folder = folder / "images" if (folder / "images").is_dir() else folder
+    label_folders = [folder / name for name in ("labels", "masks") if (folder / name).is_dir()]
+    foreground_folder = folder / "foreground_masks"
+    image_files, label_files = find_images(image_folder), [file for one in label_folders for file in _label_files(one)]
+    is_flat = not label_folders and not foreground_folder.is_dir()
+    if is_flat:
+        image_files, label_files, results = _sort_flat(image_files, _label_files(image_folder))
+        findings += [Finding("result file", _name(file, root), "not an image; left out") for file in results]
+    findings += [
+        Finding("unknown file type", _name(file, root), "not a TIFF, PNG, JPEG or BMP; left out")
+        for file in sorted(image_folder.iterdir())
+        if file.is_file() and not file.name.startswith(".") and file.suffix.lower() not in IMAGE_SUFFIXES | _OTHER_FILES
+    ]
+    images = _by_stem(image_files, root, strip_img=is_flat)
+    labels = _match(label_files, images, root, findings)
+    foreground_files = _label_files(foreground_folder) if foreground_folder.is_dir() else []
+    foreground = _match(foreground_files, images, root, findings)
+    rows = _read_source_index(folder / "index.csv", images, root, findings)
+    return [
+        _Item(
+            id=f"{split}_{stem}" if split else stem,
+            image=images[stem],
+            labels=labels.get(stem, foreground.get(stem)),
+            kind="instances" if stem in labels else "foreground" if stem in foreground else "",
+            split=row.get("split") or split,
+            row=row,
+        )
+        for stem, row in rows.items()
+    ]
+
+
+def _stem(path: Path) -> str:
+    stem = path.stem
+    return stem[:-4] if stem.lower().endswith(".ome") else stem
+
+
+def _name(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+def _label_files(folder: Path) -> list[Path]:
+    return sorted(
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() in IMAGE_SUFFIXES | {".npy"} and not file.name.startswith(".") and file.is_file()
+    )
+
+
+def _sort_flat(images: list[Path], files: list[Path]) -> tuple[list[Path], list[Path], list[Path]]:
+    """Tell images, label files and other results of a flat folder apart by the ends of their stems."""
+    results = [file for file in files if _stem(file).endswith(RESULT_ENDINGS)]
+    labels = [file for file in files if _stem(file).endswith(LABEL_ENDINGS)]
+    return [file for file in images if file not in results and file not in labels], labels, results
+
+
+def _by_stem(files: Iterable[Path], root: Path, strip_img: bool) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for file in files:
+        stem = _stem(file).removesuffix("_img") if strip_img else _stem(file)
+        if stem in found:
+            raise CellsegError(
+                f"{root}: '{_name(found[stem], root)}' and '{_name(file, root)}' share the stem '{stem}', by which "
+                "labels are found; rename or remove one"
+            )
+        found[stem] = file
+    return found
+
+
+def _match(files: list[Path], images: dict[str, Path], root: Path, findings: list[Finding]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for file in files:
+        stem = _stem(file)
+        stripped = [stem.removesuffix(ending) for ending in LABEL_ENDINGS if stem.endswith(ending)]
+        owner = next((name for name in [stem, *stripped] if name in images), None)
+        if owner is None:
+            near = [name for name in images if name.lower() in (stem.lower(), *(name.lower() for name in stripped))]
+            hint = f" ('{near[0]}' differs in case)" if near else ""
+            findings.append(
+                Finding("labels without image", _name(file, root), f"no image of this stem{hint}; left out")
+            )
+        elif owner in found:
+            both = f"'{_name(found[owner], root)}' and '{_name(file, root)}'"
+            raise CellsegError(f"{root}: {both} are both labels of '{owner}'; keep one")
+        else:
+            found[owner] = file
+    return found
+
+
+def _read_source_index(
+    path: Path, images: dict[str, Path], root: Path, findings: list[Finding]
+) -> dict[str, dict[str, str]]:
+    """Read the rows of a source index by stem; without one, every image has an empty row."""
+    everything: dict[str, dict[str, str]] = {stem: {} for stem in images}
+    if not path.is_file():
+        return everything
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as handle:
+            reader = csv.DictReader(handle)
+            columns = set(reader.fieldnames or ())
+            lines = [(reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise CellsegError(f"{path}: cannot be read as CSV ({error})") from error
+    if {"id", "label_kind"} <= columns:
+        return everything  # written by an earlier prepare
+    if "image" not in columns:
+        raise CellsegError(
+            f"{path}: column 'image' is missing; wanted image and any of split, group, n_instances, well"
+        )
+    by_name = {file.name: stem for stem, file in images.items()}
+    rows: dict[str, dict[str, str]] = {}
+    for line, row in lines:
+        values = {key: value or "" for key, value in row.items() if isinstance(key, str)}
+        _check_row(values, f"{path}:{line}")
+        stem = by_name.get(Path(values["image"]).name)
+        if stem is None:
+            raise CellsegError(f"{path}:{line}: there is no image '{values['image']}'")
+        if stem in rows:
+            raise CellsegError(f"{path}:{line}: image '{values['image']}' is listed twice")
+        rows[stem] = values
+    findings += [
+        Finding("not in index.csv", _name(images[stem], root), "not listed there; left out")
+        for stem in images
+        if stem not in rows
+    ]
+    return rows
+
+
+def _check_row(row: dict[str, str], where: str) -> None:
+    if row.get("split", "") not in ("", *SPLITS):
+        raise CellsegError(f"{where}: split = '{row['split']}'; wanted one of {', '.join(SPLITS)}")
+    if row.get("n_instances") and not row["n_instances"].isdecimal():
+        raise CellsegError(f"{where}: n_instances = '{row['n_instances']}'; wanted a whole number or nothing")
+
+
+def _check(item: _Item, root: Path) -> _Checked:
+    """Decode an image and its labels and make its record; a bad file becomes a finding."""
+    subject = _name(item.image, root)
+    try:
+        image = read_image(item.image)
+        labels = read_labels(item.labels) if item.labels else None
+    except CellsegError as error:
+        return _Checked(None, (Finding("unreadable", subject, f"{error}; left out"),))
+    found: list[Finding] = []
+    if labels is not None and labels.shape != image.shape[:2]:
+        message = f"labels are {labels.shape} but the image is {image.shape[:2]}; left out"
+        return _Checked(None, (Finding("size mismatch", subject, message),))
+    if image.ndim == 3 and image.shape[2] > 4:
+        found.append(Finding("many channels", subject, f"{image.shape[2]} channels; training needs one to be chosen"))
+    if image.min() == image.max():
+        found.append(Finding("constant image", subject, f"every pixel is {image.flat[0]}; kept"))
+    n_ids, n_pieces, diameter = 0, 0, None
+    if labels is not None:
+        n_ids, diameter = count_instances(labels), median_diameter(labels)
+        n_pieces = int(split_disconnected(labels).max()) if n_ids == 1 else n_ids
+        found += _judge_labels(item, subject, n_ids)
+    elif item.split not in ("", "unlabelled"):
+        found.append(Finding("no labels", subject, f"in split '{item.split}' without labels; moved to 'unlabelled'"))
+    record = Record(
+        id=item.id,
+        image=item.image,
+        labels=item.labels,
+        dataset=root.name,
+        split=(item.split or "train") if item.labels else "unlabelled",
+        group=item.row.get("group", ""),
+        height=image.shape[0],
+        width=image.shape[1],
+        n_instances=n_ids if item.kind == "instances" else None,
+        label_kind=item.kind,
+        diameter=round(diameter, 2) if diameter is not None and item.kind == "instances" else None,
+        well=item.row.get("well", ""),
+    )
+    return _Checked(record, tuple(found), n_ids, n_pieces)
+
+
+def _judge_labels(item: _Item, subject: str, n_ids: int) -> list[Finding]:
+    if n_ids == 0:
+        return [Finding("empty labels", subject, "no cell is labelled; kept")]
+    said = item.row.get("n_instances", "")
+    if item.kind == "instances" and said and int(said) != n_ids:
+        message = f"index.csv says {int(said)} cells, the label file holds {n_ids}; the file counts"
+        return [Finding("n_instances differs", subject, message)]
+    return []
+
+
+def _holds_plain_masks(checked: Sequence[_Checked]) -> bool:
+    """Whether no label file tells cells apart, though one of them shows several pieces."""
+    labelled = [one for one in checked if one.record is not None and one.record.label_kind == "instances"]
+    return any(one.n_pieces > 1 for one in labelled) and all(one.n_ids <= 1 for one in labelled)
+
+
+def _as_foreground(record: Record) -> Record:
+    if record.label_kind != "instances":
+        return record
+    return dataclasses.replace(record, label_kind="foreground", n_instances=None, diameter=None)
