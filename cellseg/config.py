@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -140,7 +139,7 @@ class AdaptConfig(Strict):
     """What adaptation adds: a teacher that makes targets on unlabelled images."""
 
     teacher: Literal["ema", "frozen"] = "ema"
-    ema_max: float = Field(0.999, ge=0, lt=1)
+    """What makes the targets: the averaged student (momentum ``train.ema``) or the unchanged start."""
     batch_size: int = Field(8, ge=1)
     """Unlabelled crops a micro-batch."""
     consistency_weight: float = Field(1.0, ge=0)
@@ -157,7 +156,8 @@ class PredictConfig(Strict):
     tile: int = Field(512, ge=64, multiple_of=16)
     overlap: float = Field(0.25, ge=0, lt=0.9)
     diameter: float | Literal["auto", "model", "index"] = "auto"
-    """Cell diameter in pixels: a number, a fast first pass, the one of the training images, or the median of the index's training part."""
+    """Cell diameter in pixels: a number, a fast first pass (auto), that of the training images (model), or the
+    median of the index's labelled training images (index)."""
     tta: bool = False
     """Average the four flips."""
     min_size: int = Field(10, ge=0)
@@ -203,10 +203,21 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
         inherited = _read_toml(base_path)
         if "base" in inherited:
             raise CellsegError(f"{base_path}: a base file may not name another base")
-        values = _merge(inherited, values)
+        values = merge(inherited, values)
     for override in overrides:
-        values = _merge(values, parse_override(override))
+        values = merge(values, parse_override(override))
     return check_config(values, where=str(path))
+
+
+def read_run(path: str | Path) -> RunConfig:
+    """Read the resolved configuration that a run saved as JSON."""
+    path = Path(path)
+    try:
+        return RunConfig.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CellsegError(f"{path}: no such file; wanted a run folder that 'cellseg train' or 'adapt' wrote") from None
+    except (ValidationError, UnicodeDecodeError, OSError) as error:
+        raise CellsegError(f"{path}: not the configuration of a run of this version") from error
 
 
 def check_config(values: Mapping[str, Any], where: str = "configuration") -> RunConfig:
@@ -241,11 +252,12 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise CellsegError(f"{path}: cannot be read as TOML ({error})") from error
 
 
-def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings with a change laid over them."""
     merged = dict(base)
     for key, value in change.items():
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged
 
 
@@ -270,7 +282,7 @@ def _known_keys(location: tuple[Any, ...]) -> set[str]:
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:
     """Find the settings class inside an annotation such as ``tuple[Selection, ...]``."""
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        return annotation if issubclass(annotation, BaseModel) else None
-    found = (_model_of(inner) for inner in typing.get_args(annotation))
-    return next((model for model in found if model is not None), None)
+    inner = typing.get_args(annotation)
+    if inner:
+        return next((model for model in map(_model_of, inner) if model is not None), None)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None

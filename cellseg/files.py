@@ -34,9 +34,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with open(temporary, "rb") as handle:
+        with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
-        os.replace(temporary, final)
+        temporary.replace(final)
     except OSError as error:
         raise CellsegError(
             f"{final}: cannot be written ({error.strerror or error}); is the disk full or read-only?"

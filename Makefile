@@ -1,0 +1,87 @@
+# Commands, not logic: every target is one or a few cellseg commands that can be run by hand.
+PYTHON ?= python3
+DATASET ?= livecell
+DATA ?= data/$(DATASET)
+PREPARED ?= data/prepared/$(DATASET)
+EXP ?= real_plain
+SEED ?= 0
+SHARED ?= ../shared/data
+RUNS := experiments/runs
+BIN := .venv/bin
+CELLSEG := $(BIN)/cellseg
+export NO_ALBUMENTATIONS_UPDATE = 1
+
+.PHONY: help setup demo test test-slow lint types data preprocess train adapt eval tables real bench-data bench-metrics clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+setup: .venv/.installed ## Make .venv with the package and the pinned dependencies
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: setup ## The whole pipeline on synthetic images: a table and a picture in a few minutes
+	$(CELLSEG) prepare synthetic --root data/synthetic --out data/prepared/synthetic --seed $(SEED)
+	rm -rf $(RUNS)/demo_teacher/s$(SEED) $(RUNS)/demo_student/s$(SEED)
+	$(CELLSEG) train experiments/demo_teacher.toml --seed $(SEED)
+	$(CELLSEG) adapt experiments/demo_student.toml --seed $(SEED) --set train.init=$(RUNS)/demo_teacher/s$(SEED)
+	$(CELLSEG) evaluate $(RUNS)/demo_teacher/s$(SEED)
+	$(CELLSEG) evaluate $(RUNS)/demo_student/s$(SEED)
+	$(CELLSEG) report $(RUNS)/demo_teacher/s$(SEED) $(RUNS)/demo_student/s$(SEED) --set target --out $(RUNS)/demo.png
+	$(CELLSEG) table experiments/tables/demo.toml --out $(RUNS)
+	@echo "Picture: $(RUNS)/demo.png"
+
+test: setup lint types ## Lint, types and the tests
+	$(BIN)/python -m pytest
+
+test-slow: setup ## The slower tests
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+data: setup ## Download a data set: make data DATASET=livecell|neurips
+	$(CELLSEG) download $(DATASET) --root data
+
+preprocess: setup ## Index a downloaded data set: make preprocess DATASET=livecell DATA=data/livecell
+	$(CELLSEG) prepare $(DATASET) --root $(DATA) --out $(PREPARED)
+
+train: setup ## Train experiments/EXP.toml: make train EXP=real_teacher SEED=0
+	$(CELLSEG) train experiments/$(EXP).toml --seed $(SEED)
+
+adapt: setup ## Adapt as experiments/EXP.toml says
+	$(CELLSEG) adapt experiments/$(EXP).toml --seed $(SEED)
+
+eval: setup ## Predict and score the evaluation sets of a run
+	$(CELLSEG) evaluate $(RUNS)/$(EXP)/s$(SEED)
+
+tables: setup ## Render every table from the runs that are there
+	for table in experiments/tables/*.toml; do $(CELLSEG) table $$table || exit 1; done
+
+real: setup ## DSB2018 to LIVECell on the small real samples (up to 40 minutes of two cores)
+	@if [ ! -d $(SHARED) ]; then echo "make real: skipped, the real samples are not in $(SHARED)"; exit 0; fi; \
+	set -e; \
+	$(CELLSEG) prepare livecell --root $(SHARED)/livecell --out data/prepared/livecell; \
+	$(CELLSEG) prepare folder --root $(SHARED)/dsb2018 --out data/prepared/dsb2018; \
+	for run in real_teacher real_plain real_l2sp; do \
+	  $(CELLSEG) train experiments/$$run.toml --seed $(SEED) --resume; \
+	  $(CELLSEG) evaluate $(RUNS)/$$run/s$(SEED); \
+	done; \
+	$(CELLSEG) table experiments/tables/real.toml
+
+bench-data: setup ## Parse a 250 MB COCO file: seconds and memory
+	$(BIN)/python tests/bench/bench_data.py
+
+bench-metrics: setup ## Time and memory of matching, small to large
+	$(BIN)/python tests/bench/bench_metrics.py
+
+clean: ## Remove what the demo made
+	rm -rf data/synthetic data/prepared/synthetic $(RUNS)/demo_teacher $(RUNS)/demo_student

@@ -1,0 +1,209 @@
+"""From an image to labels: normalise, scale, tile, decode, and scale back.
+
+The segmenter carries the normalisation rule and the reference diameter of its checkpoint, so no caller can
+feed the network differently from how it was trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+
+from cellseg.checkpoint import load_weights
+from cellseg.config import ModelConfig, PredictConfig
+from cellseg.core import CellsegError, Image, Labels
+from cellseg.datasets.crops import resize_image, resize_labels, zoom_for
+from cellseg.images import normalize, read_image, write_labels
+from cellseg.instances import representation
+from cellseg.labels import median_diameter
+
+_FIRST_PASS_MAX = 1024
+_SAME_SCALE = 1.15
+
+
+@dataclass
+class Segmenter:
+    """A network with everything needed to use it.
+
+    Attributes
+    ----------
+    model : torch.nn.Module
+        In eval mode on ``device``.
+    config : ModelConfig
+        Normalisation, reference diameter and representation.
+    settings : PredictConfig
+        Tiling, diameter policy and test-time augmentation.
+    device : torch.device
+        Where the network runs.
+    about : mapping
+        Facts about its training; ``diameter`` is the median cell diameter of the training images.
+    """
+
+    model: nn.Module
+    config: ModelConfig
+    settings: PredictConfig
+    device: torch.device
+    about: Mapping[str, Any]
+
+    def segment(self, image: NDArray[Any], *, diameter: float | None = None, channel: int | None = None) -> Labels:
+        """Segment one raw image.
+
+        Parameters
+        ----------
+        image : ndarray, shape (H, W) or (H, W, C)
+            Raw values of any dtype.
+        diameter : float, optional
+            Typical cell diameter in pixels; by default what ``settings.diameter`` says.
+        channel : int, optional
+            Use this channel alone.
+
+        Returns
+        -------
+        ndarray of int32, shape (H, W)
+            Consecutive ids, 0 is background.
+        """
+        normal = normalize(image, self.config.normalize, channel)
+        if diameter is None:
+            diameter = self._default_diameter(normal)
+        return self.segment_normalized(normal, diameter)
+
+    def segment_normalized(self, image: Image, diameter: float | None) -> Labels:
+        """Segment a normalised image ``(H, W, 3)`` whose cells have the given diameter in pixels."""
+        shape = (image.shape[0], image.shape[1])
+        zoom = zoom_for(diameter, self.config.reference_diameter)
+        maps = self.maps(resize_image(image, zoom))
+        if zoom < 1:
+            maps = _resize_maps(maps, shape)
+        decoded: Labels = representation(self.config.representation).decode(maps, min_size=self.settings.min_size)
+        return resize_labels(decoded, shape)
+
+    def estimate_diameter(self, image: Image) -> float | None:
+        """Estimate the median cell diameter of a normalised image by a first pass; None where no cell is found."""
+        height, width = image.shape[:2]
+        top, left = max(0, (height - _FIRST_PASS_MAX) // 2), max(0, (width - _FIRST_PASS_MAX) // 2)
+        part = image[top : top + _FIRST_PASS_MAX, left : left + _FIRST_PASS_MAX]
+        guess = self.about.get("diameter") or self.config.reference_diameter
+        return median_diameter(self.segment_normalized(part, float(guess)))
+
+    def _default_diameter(self, image: Image) -> float | None:
+        policy = self.settings.diameter
+        known = self.about.get("diameter") or self.config.reference_diameter
+        if policy == "model":
+            return float(known)
+        if isinstance(policy, float | int):
+            return float(policy)
+        return self.estimate_diameter(image) or float(known)
+
+    def maps(self, image: Image) -> NDArray[np.float32]:
+        """Return raw maps ``(K, H, W)`` of a normalised image at the network's scale, tile by tile."""
+        x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].to(self.device)
+        with torch.inference_mode():
+            maps = self._tiled(x)
+            if self.settings.tta:
+                maps = (maps + sum(self._flipped(x, axes) for axes in ((2,), (3,), (2, 3)))) / 4
+        result: NDArray[np.float32] = maps[0].float().cpu().numpy()
+        return result
+
+    def _flipped(self, x: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
+        maps = torch.flip(self._tiled(torch.flip(x, axes)), axes)
+        sign = torch.ones(maps.shape[1], device=maps.device)
+        for axis in axes:
+            sign[axis - 1] = -1  # map 1 is dy and flips with axis 2, map 2 is dx and flips with axis 3
+        return maps * sign[:, None, None]
+
+    def _tiled(self, x: torch.Tensor) -> torch.Tensor:
+        from monai.inferers.utils import sliding_window_inference
+
+        tile = self.settings.tile
+        if max(x.shape[-2:]) <= tile * 3 // 2:
+            return self._forward(x)
+        roi = (min(tile, x.shape[-2]), min(tile, x.shape[-1]))
+        maps = sliding_window_inference(
+            x, roi, 1, self._forward, overlap=self.settings.overlap, mode="gaussian", padding_mode="replicate"
+        )
+        assert isinstance(maps, torch.Tensor)
+        return maps
+
+    def _forward(self, x: torch.Tensor) -> torch.Tensor:
+        kind = self.device.type
+        amp = kind in {"cpu", "cuda"} and not (kind == "cuda" and not torch.cuda.is_bf16_supported())
+        with torch.autocast(kind, torch.bfloat16, enabled=amp):
+            maps: torch.Tensor = self.model(x.contiguous(memory_format=torch.channels_last))
+        return maps.float()
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Return the device of a name: ``auto`` takes CUDA, then MPS, then the CPU."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(name, False):
+        raise CellsegError(
+            f"--device {name}: not available here; wanted one of auto, cpu, cuda, mps that this machine has"
+        )
+    return torch.device(name)
+
+
+def load(model: str | Path, *, device: str = "auto", settings: PredictConfig | None = None) -> Segmenter:
+    """Load a model by name, weights file or run folder.
+
+    Returns
+    -------
+    Segmenter
+        Ready to use: ``load(model).segment(image)``.
+    """
+    network, config, about = load_weights(model)
+    target = pick_device(device)
+    network = network.to(target)
+    return Segmenter(network, config, settings or PredictConfig(), target, about)
+
+
+def segment(image: NDArray[Any], model: str | Path, *, diameter: float | None = None) -> Labels:
+    """Segment one raw image with a model; for many images call :func:`load` once."""
+    return load(model).segment(image, diameter=diameter)
+
+
+def predict_files(
+    segmenter: Segmenter,
+    files: Iterable[tuple[str, Path, float | None]],
+    out: str | Path,
+    channel: int | None = None,
+) -> Iterator[tuple[str, Labels]]:
+    """Segment files one by one and write ``out/<id>.tif``.
+
+    Parameters
+    ----------
+    segmenter : Segmenter
+        The model.
+    files : iterable of (id, path, diameter or None)
+        What to segment.
+    out : str or Path
+        Folder of the label images.
+    channel : int, optional
+        Use this channel alone.
+
+    Yields
+    ------
+    id : str
+    labels : ndarray of int32, shape (H, W)
+    """
+    for name, path, diameter in files:
+        labels = segmenter.segment(read_image(path), diameter=diameter, channel=channel)
+        write_labels(Path(out) / f"{name}.tif", labels)
+        yield name, labels
+
+
+def _resize_maps(maps: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Interpolate maps to a size; directions do not depend on scale, so vectors stay as they are."""
+    resized = functional.interpolate(torch.from_numpy(maps)[None], size=shape, mode="bilinear", align_corners=False)
+    return resized[0].numpy()

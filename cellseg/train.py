@@ -1,0 +1,384 @@
+"""The training loop, in one readable place.
+
+``fit`` runs any objective: supervised training is defined here, adaptation in :mod:`cellseg.adapt`. The only
+clock is ``step``, one optimizer update, and everything random is a function of (seed, step). One update is:
+backward of every micro-batch, unscale, clip, L2-SP gradient, optimizer, averaged weights. The L2-SP gradient is
+injected after clipping, so unlike a penalty inside the loss it is never clipped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+from torch.utils.data import DataLoader
+
+from cellseg.checkpoint import STATE_NAME, WEIGHTS_NAME, load_state, load_weights, save_state, save_weights
+from cellseg.config import RunConfig
+from cellseg.core import CellsegError, Record
+from cellseg.datasets.crops import CropDataset, Crops
+from cellseg.datasets.index import select
+from cellseg.files import write_text
+from cellseg.images import read_image, read_labels
+from cellseg.losses import Parts, flow_loss
+from cellseg.metrics import match
+from cellseg.models.build import build_model
+from cellseg.models.teacher import EmaTeacher
+from cellseg.predict import Segmenter
+from cellseg.progress import track
+from cellseg.regularizers import L2SP
+
+_PRECISION = {"bf16": "bf16-mixed", "fp16": "16-mixed", "off": "32-true"}
+
+
+@dataclass
+class State:
+    """Everything that changes while training; the one mutable thing."""
+
+    student: Any
+    optimizer: Any
+    averaged: EmaTeacher | None
+    penalty: L2SP | None
+    step: int = 0
+    best: float = -math.inf
+    best_step: int = 0
+    ms: list[float] = field(default_factory=list)
+
+
+Objective = Callable[[State, int], tuple[torch.Tensor, Parts, Sequence[str]]]
+"""``objective(state, micro_step)`` returns the loss, its parts by name, and the ids of the images it saw."""
+
+
+def train(run: RunConfig, out: str | Path, *, seed: int = 0, resume: bool = False, device: str = "auto") -> Path:
+    """Train a network on labelled images and write a run folder.
+
+    Parameters
+    ----------
+    run : RunConfig
+        What to do.
+    out : str or Path
+        Run folder: ``config.json log.jsonl last.pt best.safetensors summary.json``.
+    seed : int
+        Seed of initial weights, data order and augmentation.
+    resume : bool
+        Go on from ``last.pt``; the result equals that of an uninterrupted run.
+    device : str
+        ``auto``, ``cpu``, ``cuda`` or ``mps``.
+
+    Returns
+    -------
+    Path
+        The weights handed out: best on the validation images, or the last ones where there are none.
+    """
+    fabric = make_fabric(run, device)
+    records = gather(run.data.train)
+    batches = loader(crops(run, records, seed, fabric), run)
+
+    def supervised(state: State, micro_step: int) -> tuple[torch.Tensor, Parts, Sequence[str]]:
+        return supervised_loss(state, batches(micro_step).to(fabric.device), run)
+
+    return fit(run, Path(out), fabric, supervised, seed=seed, resume=resume)
+
+
+def supervised_loss(state: State, batch: Crops, run: RunConfig) -> tuple[torch.Tensor, Parts, Sequence[str]]:
+    """Return the loss of the student on labelled crops, its parts and the ids of the images."""
+    maps = state.student(layout(batch.weak, run))
+    loss, parts = flow_loss(maps, batch.target, batch.weight)
+    return loss, parts, batch.ids
+
+
+def layout(images: torch.Tensor, run: RunConfig) -> torch.Tensor:
+    """Lay images out as the run asks; the network's activations follow their input."""
+    return images.contiguous(memory_format=torch.channels_last) if run.train.channels_last else images.contiguous()
+
+
+def gather(selections: Sequence[Any], *, labelled: bool = True) -> list[Record]:
+    """Collect the records of several selections; with ``labelled`` those without instance labels are left out."""
+    records = [record for selection in selections for record in select(selection)]
+    if labelled:
+        records = [record for record in records if record.label_kind == "instances"]
+    if not records:
+        what = "labelled training" if labelled else "unlabelled"
+        raise CellsegError(f"no {what} images: name at least one selection under data in the configuration")
+    return records
+
+
+def crops(run: RunConfig, records: Sequence[Record], seed: int, fabric: Fabric) -> CropDataset:
+    """Make the labelled crop source of a run for this process."""
+    if run.data.diameter == "index":
+        diameters = [record.diameter for record in records]
+    else:
+        number = run.data.diameter if isinstance(run.data.diameter, float) else None
+        diameters = [number] * len(records)
+    return CropDataset(
+        records,
+        run.model,
+        run.augment,
+        diameters=diameters,
+        shape=(run.train.batch_size, run.train.crop_size),
+        seed=seed,
+        rank=fabric.global_rank,
+        world=fabric.world_size,
+        cache_mb=run.data.cache_mb,
+    )
+
+
+def loader(dataset: CropDataset, run: RunConfig) -> Callable[[int], Crops]:
+    """Return ``batch(step)``; with workers, consecutive steps are prepared ahead in other processes."""
+    if run.train.workers == 0:
+        return dataset.__getitem__
+    ahead: dict[str, Any] = {}
+
+    def batch(step: int) -> Crops:
+        if ahead.get("next") != step:
+            order = range(step, run.train.steps * run.train.accumulate)
+            ahead["iterator"] = iter(
+                DataLoader(dataset, batch_size=None, sampler=order, num_workers=run.train.workers, pin_memory=False)
+            )
+        ahead["next"] = step + 1
+        crops: Crops = next(ahead["iterator"])
+        return crops
+
+    return batch
+
+
+def make_fabric(run: RunConfig, device: str) -> Fabric:
+    """Set up one process, or this process's place among those that torchrun started."""
+    from cellseg.predict import pick_device
+
+    kind = pick_device(device).type
+    local, world = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    precision = run.train.precision
+    if precision == "auto":
+        precision = "off" if kind == "mps" else "bf16"
+    fabric = Fabric(
+        accelerator=kind,
+        devices=local,
+        num_nodes=max(1, world // local),
+        strategy="ddp" if world > 1 else "auto",
+        precision=_PRECISION[precision],
+    )
+    fabric.launch()
+    return fabric
+
+
+def fit(run: RunConfig, out: Path, fabric: Fabric, objective: Objective, *, seed: int, resume: bool) -> Path:
+    """Run the loop of one objective; see :func:`train` for what it writes."""
+    torch.manual_seed(seed)
+    state, about = start(run, fabric)
+    if not resume and (out / STATE_NAME).exists():
+        raise CellsegError(f"{out}: holds a run already; go on with --resume or name another folder")
+    if resume and (out / STATE_NAME).exists():
+        restore(state, load_state(out / STATE_NAME))
+    if fabric.is_global_zero:
+        write_text(out / "config.json", run.model_dump_json(indent=2))
+        _truncate_log(out / "log.jsonl", state.step)
+    val = gather(run.data.val) if run.data.val else []
+    last = run.train.steps
+    for step in track(range(state.step, last), "training", total=last, done=state.step):
+        began = time.perf_counter()
+        set_lr(state.optimizer, learning_rate(run, step))
+        parts = update(state, run, fabric, objective, seed)
+        state.step = step + 1
+        state.ms.append(1e3 * (time.perf_counter() - began))
+        if not fabric.is_global_zero:
+            continue
+        if state.step % run.train.log_every == 0 or state.step == last:
+            _log(out, state, {"lr": learning_rate(run, step), **{name: float(part) for name, part in parts.items()}})
+        if val and (state.step % run.train.validate_every == 0 or state.step == last):
+            _validate(state, run, val, out, about)
+        if state.step % run.train.save_every == 0 or state.step == last:
+            save_state(out / STATE_NAME, snapshot(state))
+    if fabric.is_global_zero:
+        _finish(state, run, out, about, has_validation=bool(val))
+    fabric.barrier()
+    return out / WEIGHTS_NAME
+
+
+def start(run: RunConfig, fabric: Fabric) -> tuple[State, dict[str, Any]]:
+    """Build the student, from scratch or from ``train.init``, its optimizer, average and anchor."""
+    about: dict[str, Any] = {}
+    if run.train.init is None:
+        model = build_model(run.model)
+    else:
+        model, config, about = load_weights(run.train.init)
+        if config != run.model.model_copy(update={"dropout": config.dropout}):
+            raise CellsegError(f"{run.train.init}: its model is {config}, but the configuration wants {run.model}")
+    anchored = run.train.l2sp_alpha > 0
+    penalty = L2SP(model, run.train.l2sp_alpha, convention=run.train.l2sp_convention) if run.train.init else None
+    averaged = EmaTeacher(model, run.train.ema) if run.train.ema > 0 else None
+    optimizer = _optimizer(run, model, decay=0.0 if anchored else run.train.weight_decay)
+    student, optimizer = fabric.setup(model, optimizer)
+    if penalty is not None:
+        penalty.to(fabric.device)
+    if averaged is not None:
+        averaged.to(fabric.device)
+    student.train()
+    return State(student, optimizer, averaged, penalty), about
+
+
+def _optimizer(run: RunConfig, model: nn.Module, decay: float) -> torch.optim.Optimizer:
+    if run.train.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), lr=run.train.lr, momentum=0.9, nesterov=True, weight_decay=decay)
+    return torch.optim.AdamW(model.parameters(), lr=run.train.lr, weight_decay=decay)
+
+
+def learning_rate(run: RunConfig, step: int) -> float:
+    """Linear warm-up, then constant or a cosine to 1 % of the peak; a pure function of the step."""
+    settings = run.train
+    warm = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
+    if settings.schedule == "constant":
+        return settings.lr * warm
+    progress = step / max(1, settings.steps)
+    return settings.lr * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def set_lr(optimizer: Any, lr: float) -> None:
+    """Set the learning rate of every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def update(state: State, run: RunConfig, fabric: Fabric, objective: Objective, seed: int) -> Parts:
+    """Make one optimizer update and return the parts of its last micro-batch's loss."""
+    settings = run.train
+    torch.manual_seed(seed * 1_000_003 + state.step)  # dropout: a function of (seed, step), so resume is exact
+    parts: Parts = {}
+    for micro in range(settings.accumulate):
+        last = micro == settings.accumulate - 1
+        with fabric.no_backward_sync(state.student, enabled=not last):
+            loss, parts, ids = objective(state, state.step * settings.accumulate + micro)
+            _check_finite(loss, "loss", state.step, ids)
+            fabric.backward(loss / settings.accumulate)
+        parts = {"loss": loss.detach(), **parts}
+    _unscale_and_clip(state, settings.clip_norm, fabric)
+    if state.penalty is not None and settings.l2sp_alpha > 0:
+        state.penalty.add_grad_()
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    if state.averaged is not None:
+        state.averaged.update(state.student.module, state.step)
+    return parts
+
+
+def _unscale_and_clip(state: State, clip_norm: float | None, fabric: Fabric) -> None:
+    """Bring gradients to their true size, clipped or not, so that what is injected next has the right weight."""
+    if clip_norm is None:
+        fabric._precision.unscale_gradients(state.optimizer.optimizer)
+        return
+    # Under fp16 an infinite gradient is the scaler's business: it skips the step and lowers the scale.
+    fabric.clip_gradients(state.student, state.optimizer, max_norm=clip_norm, error_if_nonfinite=False)
+
+
+def _check_finite(loss: torch.Tensor, name: str, step: int, ids: Sequence[str]) -> None:
+    if not bool(torch.isfinite(loss)):
+        raise CellsegError(
+            f"{name} is {float(loss)} at step {step}, images {', '.join(sorted(set(ids)))}; "
+            "the last good state is kept; lower train.lr or look at these images"
+        )
+
+
+def _handed_out(state: State) -> nn.Module:
+    model: nn.Module = state.averaged.model if state.averaged is not None else state.student.module
+    return model
+
+
+def _validate(state: State, run: RunConfig, records: Sequence[Record], out: Path, about: dict[str, Any]) -> None:
+    """Score the weights that would be handed out; keep them if they are the best so far."""
+    model = _handed_out(state)
+    was_training = model.training
+    device = next(model.parameters()).device
+    segmenter = Segmenter(model.eval(), run.model, run.predict, device, _about(state, run, about))
+    scores = []
+    for record in records:
+        if record.labels is None:
+            continue
+        labels = segmenter.segment(read_image(record.image))
+        f1 = match(read_labels(record.labels), labels, thresholds=(0.5,))[0].f1
+        scores.append(1.0 if math.isnan(f1) else f1)
+    model.train(was_training)
+    score = float(np.mean(scores))
+    _log(out, state, {"val_f1": score})
+    if score > state.best:
+        state.best, state.best_step = score, state.step
+        save_weights(out / WEIGHTS_NAME, model, run.model, _about(state, run, about))
+
+
+def _about(state: State, run: RunConfig, about: dict[str, Any]) -> dict[str, Any]:
+    """Facts that travel with the weights."""
+    known = [record.diameter for record in gather(run.data.train) if record.diameter] if run.data.train else []
+    diameter = float(np.median(known)) if known else about.get("diameter")
+    return {"diameter": diameter, "step": state.step, "init": run.train.init}
+
+
+def snapshot(state: State) -> dict[str, Any]:
+    """Return everything a resumed run needs, as tensors and plain values."""
+    return {
+        "step": state.step,
+        "best": state.best,
+        "best_step": state.best_step,
+        "student": state.student.module.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "averaged": state.averaged.state_dict() if state.averaged is not None else {},
+        "anchor": state.penalty.state_dict() if state.penalty is not None else {},
+    }
+
+
+def restore(state: State, saved: dict[str, Any]) -> None:
+    """Fill a state from :func:`snapshot`; the anchor is loaded, never taken from the student."""
+    try:
+        state.student.module.load_state_dict(saved["student"])
+        state.optimizer.load_state_dict(saved["optimizer"])
+        if state.averaged is not None:
+            state.averaged.load_state_dict(saved["averaged"])
+        if state.penalty is not None:
+            state.penalty.load_state_dict(saved["anchor"])
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise CellsegError("the saved state is of another configuration; start without --resume") from error
+    state.step, state.best, state.best_step = saved["step"], saved["best"], saved["best_step"]
+
+
+def _finish(state: State, run: RunConfig, out: Path, about: dict[str, Any], *, has_validation: bool) -> None:
+    if not has_validation:
+        save_weights(out / WEIGHTS_NAME, _handed_out(state), run.model, _about(state, run, about))
+        state.best_step = state.step
+    summary = {
+        "steps": state.step,
+        "chosen_step": state.best_step,
+        "chosen_by": "validation F1" if has_validation else "last step, no validation images",
+        "val_f1": state.best if has_validation else None,
+        "ms_per_step": float(np.median(state.ms)) if state.ms else None,
+        "minutes": sum(state.ms) / 6e4,
+        "distance": state.penalty.distance() if state.penalty is not None else None,
+        "device": str(next(state.student.parameters()).device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    write_text(out / "summary.json", json.dumps(summary, indent=2))
+
+
+def _log(out: Path, state: State, values: dict[str, float]) -> None:
+    """Append a JSON line and the same numbers for TensorBoard."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with (out / "log.jsonl").open("a", encoding="utf-8") as handle:
+        handle.write(json.dumps({"step": state.step, **values}) + "\n")
+    with SummaryWriter(str(out / "tensorboard")) as writer:
+        for name, value in values.items():
+            writer.add_scalar(name, value, state.step)
+
+
+def _truncate_log(path: Path, step: int) -> None:
+    """Drop log lines after the step a run goes on from; a fresh run starts an empty log."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() and step else []
+    write_text(path, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))

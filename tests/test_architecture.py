@@ -1,0 +1,56 @@
+"""Who may import whom: lower floors never know of higher ones."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "cellseg"
+FLOOR = {
+    "core": 0, "config": 0, "files": 0, "progress": 0,
+    "images": 1, "labels": 1, "metrics": 1, "tiling": 1, "instances": 1,
+    "datasets": 2, "models": 2, "losses": 2, "regularizers": 2, "checkpoint": 2,
+    "train": 3, "adapt": 3, "predict": 3, "evaluate": 3, "tables": 3, "report": 3,
+    "cli": 4,
+}  # fmt: skip
+SIDEWAYS = {("adapt", "train"), ("adapt", "predict"), ("train", "predict")}
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__")
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+
+
+def part(module):
+    return module.split(".")[1] if "." in module else ""
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down(path):
+    mine = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for module in imports(path):
+        if module.startswith("cellseg.") and part(module) != mine:
+            other = part(module)
+            if FLOOR[mine] == FLOOR[other] == 3:
+                assert (mine, other) in SIDEWAYS, f"{path.name} imports {module}"
+            assert FLOOR[other] <= FLOOR[mine], f"{path.name} (floor {FLOOR[mine]}) imports {module}"
+        if FLOOR[mine] < 2 or mine in {"evaluate", "tables"}:
+            assert module.split(".")[0] not in {"torch", "monai", "lightning_fabric"}, f"{path.name} imports {module}"
+        if module.split(".")[0] == "albumentations":
+            assert path.name == "augment.py"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_functions_stay_short(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 450
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
+            assert lines <= 50, f"{path.name}: {node.name} has {lines} lines"
