@@ -162,11 +162,10 @@ def normalize(image: NDArray[Any], rule: NormalizeConfig = DEFAULT_RULE, channel
     """
     planes = _planes(image, channel)
     out = np.zeros((*image.shape[:2], 3), dtype=np.float32)
+    first = _normalize_plane(planes[0], rule)
     for index, plane in enumerate(planes):
-        if index and (plane is planes[0] or np.array_equal(plane, planes[0])):
-            out[..., index] = out[..., 0]
-        else:
-            out[..., index] = _normalize_plane(plane, rule)
+        is_copy = plane is planes[0] or (index > 0 and np.array_equal(plane, planes[0]))
+        out[..., index] = first if is_copy else _normalize_plane(plane, rule)
     return out
 
 
