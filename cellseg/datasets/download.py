@@ -67,7 +67,7 @@ class Source:
 
 SOURCES = {
     "livecell": Source(
-        title="LIVECell (about 3.4 GB)",
+        title="LIVECell (1.3 GB of images, some hundred MB of annotations)",
         base_url="https://livecell-dataset.s3.eu-central-1.amazonaws.com/LIVECell_dataset_2021",
         files=(
             RemoteFile("annotations/LIVECell/livecell_coco_val.json"),
