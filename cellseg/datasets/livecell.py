@@ -90,7 +90,7 @@ def prepare_livecell(root: str | Path, out: str | Path, *, split_by: str = "json
     CellsegError
         If there is no image, or an annotation file is truncated or not COCO.
     """
-    root, out = Path(root).resolve(), Path(out).resolve()
+    root, out = Path(os.path.abspath(root)), Path(os.path.abspath(out))  # noqa: PTH100 - links are kept
     if split_by not in ("json", "well"):
         raise CellsegError(f"split_by = {split_by!r}: wanted 'json' or 'well'")
     tally = _Tally(labels_dir=out / "labels")
