@@ -70,9 +70,8 @@ def evaluate(
         A folder of label images, or an ``index.csv`` whose images with instance labels are the truth (those
         without are left out with a warning).
     pred : str or Path
-        Folder of predicted label images. The prediction of ``a.png`` or of record ``a`` is ``a.tif``, or ``a``
-        with any image extension and one of :data:`LABEL_SUFFIXES`; of ``a.tif`` and ``a_masks.tif`` in one
-        folder the one that says it is labels is taken, the other being the image.
+        Folder of predicted label images, named as the image is, with any image extension and perhaps one of
+        :data:`LABEL_SUFFIXES`; of ``a.tif`` and ``a_masks.tif`` the latter is taken, the former being the image.
     rule : {"strict", "neurips"}
         See :data:`FolderRule`. Under both, a prediction that cannot be used counts as an empty one.
     thresholds : iterable of float in (0, 1]
@@ -92,8 +91,7 @@ def evaluate(
     Raises
     ------
     CellsegError
-        If a folder or index is missing, no truth is chosen or one cannot be read, two files may belong to one
-        image, or an argument is wrong.
+        If a folder or truth is missing or unreadable, two files may belong to one image, or an argument is wrong.
     """
     import pandas as pd
 
