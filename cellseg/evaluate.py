@@ -67,8 +67,7 @@ def evaluate(
     Parameters
     ----------
     truth : str or Path
-        A folder of label images, or an ``index.csv`` whose images with instance labels are the truth (those
-        without are left out with a warning).
+        A folder of label images, or an ``index.csv`` (images without instance labels are left out with a warning).
     pred : str or Path
         Folder of predicted label images, named as the image is, with any image extension and perhaps one of
         :data:`LABEL_SUFFIXES`; of ``a.tif`` and ``a_masks.tif`` the latter is taken, the former being the image.
