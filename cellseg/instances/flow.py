@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, sparse, spatial
 
 from cellseg.core import CellsegError, Labels
+from cellseg.instances.diffusion import directions
 
 N_MAPS = 3
 """Maps of this representation: foreground, dy, dx."""
@@ -42,28 +43,13 @@ def encode(labels: Labels) -> Maps:
     ndarray of float32, shape (3, H, W)
         Foreground (0 or 1), dy and dx; the flow has norm 1 on cells and 0 elsewhere. A cell whose heat has
         no slope at a pixel (its centre, a cell of one pixel) has flow 0 there.
-
-    Notes
-    -----
-    Heat diffusion as in Stringer et al. 2021 with a 3 x 3 mean, absorbed outside the cell. Cells are packed side by
-    side into one sheet, the largest first, so that one filter serves all and small cells finish early.
     """
     if labels.ndim != 2:
         raise CellsegError(f"flow.encode wants labels of shape (H, W), got {labels.shape}")
     target = np.zeros((N_MAPS, *labels.shape), np.float32)
-    rows, columns, piece = _pieces(labels)
-    if rows.size == 0:
-        return target
+    rows, columns, flow = directions(labels)
     target[0, rows, columns] = 1
-    sheet_rows, sheet_columns, shelves, shape = _pack(rows, columns, piece)
-    centre = _centres(rows, columns, piece)
-    heat = _diffuse(sheet_rows, sheet_columns, centre, shelves, shape)
-    dy = heat[sheet_rows + 1, sheet_columns] - heat[sheet_rows - 1, sheet_columns]
-    dx = heat[sheet_rows, sheet_columns + 1] - heat[sheet_rows, sheet_columns - 1]
-    norm = np.hypot(dy, dx)
-    safe = np.where(norm > 0, norm, 1)
-    target[1, rows, columns] = dy / safe
-    target[2, rows, columns] = dx / safe
+    target[1:, rows, columns] = flow
     return target
 
 
@@ -168,81 +154,6 @@ def warp(target: Maps, matrix: NDArray[np.float64]) -> Maps:
         Maps an input offset (dy, dx) to the output offset.
     """
     return np.concatenate([target[:1], transform_flow(target[1:], matrix)])
-
-
-def _pieces(labels: Labels) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
-    """Coordinates of all cell pixels and their piece number from 0, sorted by piece, then row, then column."""
-    from skimage.measure import label
-
-    pieces, count = label(labels, connectivity=2, return_num=True)
-    inside = np.flatnonzero(pieces)
-    number = pieces.ravel()[inside] - 1
-    order = np.argsort(number.astype(np.uint16) if count <= 65535 else number, kind="stable")
-    rows, columns = np.divmod(inside[order], labels.shape[1])
-    return rows, columns, number[order]
-
-
-def _pack(
-    rows: NDArray[np.intp], columns: NDArray[np.intp], piece: NDArray[np.intp]
-) -> tuple[NDArray[np.intp], NDArray[np.intp], list[tuple[int, int]], tuple[int, int]]:
-    """Place the bounding boxes on shelves of a sheet, the longest first, with a free pixel around each.
-
-    Returns the pixels' coordinates on the sheet, (end row, diffusion steps) of each shelf, and the sheet's shape.
-    """
-    starts = np.flatnonzero(np.diff(piece, prepend=-1))
-    top, left = rows[starts], np.minimum.reduceat(columns, starts)
-    heights = rows[np.append(starts[1:], rows.size) - 1] - top + 1
-    widths = np.maximum.reduceat(columns, starts) - left + 1
-    width = int(max(widths.max() + 2, 1.1 * np.sqrt(((heights + 1) * (widths + 1)).sum())))
-    offset_rows, offset_columns = np.zeros_like(top), np.zeros_like(left)
-    shelves: list[tuple[int, int]] = []
-    row, column, tallest, longest = 1, 1, 0, 0
-    for index in np.argsort(-(heights + widths), kind="stable"):
-        if column + widths[index] + 1 > width:
-            shelves.append((row + tallest, 2 * longest))
-            row, column, tallest, longest = row + tallest + 1, 1, 0, 0
-        offset_rows[index], offset_columns[index] = row - top[index], column - left[index]
-        column += int(widths[index]) + 1
-        tallest = max(tallest, int(heights[index]))
-        longest = max(longest, int(heights[index] + widths[index]))
-    shelves.append((row + tallest, 2 * longest))
-    return rows + offset_rows[piece], columns + offset_columns[piece], shelves, (row + tallest + 1, width)
-
-
-def _centres(rows: NDArray[np.intp], columns: NDArray[np.intp], piece: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Index, among the sorted pixels, of the pixel nearest each piece's median row and column."""
-    starts = np.flatnonzero(np.diff(piece, prepend=-1))
-    counts = np.diff(np.append(starts, piece.size))
-    middle = starts + counts // 2
-    by_column = columns[np.lexsort((columns, piece))]
-    squared = (rows - rows[middle][piece]) ** 2 + (columns - by_column[middle][piece]) ** 2
-    nearest = np.minimum.reduceat(squared * piece.size + np.arange(piece.size), starts)
-    return np.asarray(nearest % piece.size, np.intp)
-
-
-def _diffuse(
-    rows: NDArray[np.intp],
-    columns: NDArray[np.intp],
-    centre: NDArray[np.intp],
-    shelves: list[tuple[int, int]],
-    shape: tuple[int, int],
-) -> NDArray[np.float64]:
-    """Heat on the sheet after each shelf's number of steps, one unit entering every centre at each step."""
-    import cv2
-
-    inside = np.zeros(shape, np.float64)
-    inside[rows, columns] = 1
-    source = np.zeros(shape, np.float64)
-    source[rows[centre], columns[centre]] = 1
-    heat = np.zeros(shape, np.float64)
-    done = 0
-    for end, steps in reversed(shelves):
-        view, kept, entering = heat[: end + 1], inside[: end + 1], source[: end + 1]
-        for _ in range(steps - done):
-            cv2.boxFilter(cv2.add(view, entering), -1, (3, 3), dst=view, borderType=cv2.BORDER_CONSTANT)
-            cv2.multiply(view, kept, dst=view)
-        done = max(done, steps)
-    return heat
 
 
 def _arrivals(flow: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.intp]:
