@@ -6,6 +6,7 @@ shows its traceback), 2 misuse.
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -32,6 +33,8 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", help="dotted.key=v
 Seed = Annotated[int, typer.Option(help="Seed of the run.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last saved state.")]
 RUNS = Path("experiments/runs")
+SHOWN = ("group", "n_images", "n_true", "f1_mean", "f1_median", "f1_pooled", "f1_mean_50_90", "ap_mean", "pq_mean")
+"""Columns of a summary on the screen; the scores file has all that is needed for the rest."""
 
 
 @app.callback()
@@ -234,6 +237,8 @@ def info() -> None:
 def main() -> None:
     """Run the command line; turn expected failures into one line and exit status 1."""
     debug = "--debug" in sys.argv[1:]
+    for library in ("tifffile", "lightning_fabric", "PIL"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # what they say is said again, in one line, by us
     try:
         app()
     except (CellsegError, MemoryError) as error:
@@ -334,8 +339,7 @@ def _evaluate_set(folder: Path, chosen: EvaluationSet, segmenter: Segmenter, rul
     records = [record for record in select(chosen) if record.label_kind == "instances"]
     predictions = folder / "predictions" / chosen.name
     todo = [(record.id, record.image, _known_diameter(segmenter, chosen)) for record in records]
-    for _ in track(predict_files(segmenter, todo, predictions), f"segmenting {chosen.name}", total=len(todo)):
-        pass
+    list(track(predict_files(segmenter, todo, predictions), f"segmenting {chosen.name}", total=len(todo)))
     index = predictions / "index.csv"
     write_index(index, records)
     scores = score(index, predictions, rule=rule, workers=workers)
@@ -347,12 +351,12 @@ def _known_diameter(segmenter: Segmenter, chosen: EvaluationSet) -> float | None
     """With ``predict.diameter = "index"``: the median over the index's training images, never the scored ones."""
     if segmenter.settings.diameter != "index":
         return None
-    import statistics
+    from statistics import median
 
     from cellseg.datasets.index import read_index
 
     known = [r.diameter for r in read_index(chosen.index) if r.split == "train" and r.diameter]
-    return statistics.median(known) if known else None
+    return median(known) if known else None
 
 
 def _show_scores(scores: Any, title: str) -> None:
@@ -362,6 +366,7 @@ def _show_scores(scores: Any, title: str) -> None:
     from cellseg.evaluate import list_problems, summarize
 
     summary = summarize(scores)
+    summary = summary[[name for name in SHOWN if name in summary.columns]]
     shown = Table(title=title)
     for column in summary.columns:
         shown.add_column(str(column), justify="left" if summary[column].dtype.kind in "OUT" else "right")

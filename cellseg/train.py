@@ -283,7 +283,7 @@ def _unscale_and_clip(state: State, clip_norm: float | None, fabric: Fabric) -> 
 def _check_finite(loss: torch.Tensor, name: str, step: int, ids: Sequence[str]) -> None:
     if not bool(torch.isfinite(loss)):
         raise CellsegError(
-            f"{name} is {float(loss)} at step {step}, images {', '.join(sorted(set(ids)))}; "
+            f"{name} is {float(loss.detach())} at step {step}, images {', '.join(sorted(set(ids)))}; "
             "the last good state is kept; lower train.lr or look at these images"
         )
 

@@ -10,7 +10,7 @@ FLOOR = {
     "core": 0, "config": 0, "files": 0, "progress": 0,
     "images": 1, "labels": 1, "metrics": 1, "tiling": 1, "instances": 1,
     "datasets": 2, "models": 2, "losses": 2, "regularizers": 2, "checkpoint": 2,
-    "train": 3, "adapt": 3, "predict": 3, "evaluate": 3, "tables": 3, "report": 3,
+    "train": 3, "adapt": 3, "predict": 3, "evaluate": 3, "tables": 3, "table_formats": 0, "report": 3,
     "cli": 4,
 }  # fmt: skip
 SIDEWAYS = {("adapt", "train"), ("adapt", "predict"), ("train", "predict")}
@@ -48,7 +48,7 @@ def test_imports_go_down(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_files_and_functions_stay_short(path):
     text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 450
+    assert len(text.splitlines()) <= 410
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             body = node.body[1:] if ast.get_docstring(node) else node.body

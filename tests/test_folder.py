@@ -359,3 +359,22 @@ def test_real_sets_agree_with_their_own_index(shared_data, tmp_path, name):
 def test_real_sets_without_an_index(shared_data, tmp_path, name, split, kind, count):
     records = read_index(prepare_folder(shared_data / name, tmp_path))
     assert Counter((r.split, r.label_kind) for r in records) == {(split, kind): count}
+
+
+def test_labels_of_another_folder_are_found_by_stem(tmp_path):
+    import tifffile
+
+    from cellseg.datasets.folder import prepare_folder
+    from cellseg.datasets.index import read_index
+    from cellseg.images import write_labels
+
+    (tmp_path / "images").mkdir()
+    for name in "ab":
+        tifffile.imwrite(tmp_path / "images" / f"{name}.tif", np.zeros((8, 9), np.uint8))
+    write_labels(tmp_path / "mine" / "b_masks.tif", np.eye(8, 9, dtype=np.int32))
+    records = read_index(prepare_folder(tmp_path / "images", tmp_path / "out", labels=tmp_path / "mine"))
+    assert [(record.id, record.n_instances, record.label_kind) for record in records][0] == ("a", None, "")
+    assert records[1].n_instances == 1
+    assert records[1].has_labels
+    with pytest.raises(CellsegError, match="no such folder of label images"):
+        prepare_folder(tmp_path / "images", tmp_path / "out", labels=tmp_path / "none")

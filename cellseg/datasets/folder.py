@@ -64,7 +64,13 @@ class _Checked:
 
 
 def prepare_folder(
-    root: str | Path, out: str | Path, *, split: str | None = None, val_fraction: float = 0.0, seed: int = 0
+    root: str | Path,
+    out: str | Path,
+    *,
+    labels: str | Path | None = None,
+    split: str | None = None,
+    val_fraction: float = 0.0,
+    seed: int = 0,
 ) -> Path:
     """Write ``index.csv`` and ``report.md`` for a folder of images.
 
@@ -74,6 +80,8 @@ def prepare_folder(
         Folder in one of the layouts of this module.
     out : str or Path
         Folder to write into; may be ``root`` unless that holds a source ``index.csv``.
+    labels : str or Path, optional
+        Another folder whose label files belong to the images of ``root`` too.
     split : {"train", "val", "test"}, optional
         Split of every labelled image; by default what the source index or the sub-folder says, else ``train``.
         Images without labels are ``unlabelled``.
@@ -103,6 +111,8 @@ def prepare_folder(
         raise CellsegError(f"val_fraction = {val_fraction}: wanted at least 0 and less than 1")
     findings: list[Finding] = []
     items = _find_items(root, findings)
+    if labels is not None:
+        items = _add_labels(items, Path(os.path.abspath(labels)), findings)  # noqa: PTH100 - links are kept
     if out == root and any(item.row for item in items):
         raise CellsegError(f"{out}: its index.csv is the source and would be overwritten; choose another output folder")
     if split is not None:
@@ -184,6 +194,18 @@ def _find_items(root: Path, findings: list[Finding]) -> list[_Item]:
     return items
 
 
+def _add_labels(items: list[_Item], folder: Path, findings: list[Finding]) -> list[_Item]:
+    """Give unlabelled items the label files of another folder, found by stem."""
+    if not folder.is_dir():
+        raise CellsegError(f"{folder}: no such folder of label images")
+    images = _by_stem([item.image for item in items if item.labels is None], folder, strip_img=True)
+    found = {images[stem]: file for stem, file in _match(_label_files(folder), images, folder, findings).items()}
+    return [
+        dataclasses.replace(item, labels=found[item.image], kind="instances") if item.image in found else item
+        for item in items
+    ]
+
+
 def _pair(folder: Path, split: str, root: Path, findings: list[Finding]) -> list[_Item]:
     """Match the images of one part of the data set with their label files and rows."""
     image_folder = folder / "images" if (folder / "images").is_dir() else folder
@@ -223,7 +245,7 @@ def _stem(path: Path) -> str:
 
 
 def _name(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix()
+    return Path(os.path.relpath(path, root)).as_posix()
 
 
 def _label_files(folder: Path) -> list[Path]:

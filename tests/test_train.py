@@ -1,0 +1,199 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+from cellseg.adapt import adapt, ramp
+from cellseg.checkpoint import load_state, load_weights
+from cellseg.config import check_config
+from cellseg.core import CellsegError, Record
+from cellseg.datasets.index import write_index
+from cellseg.images import write_labels
+from cellseg.metrics import match
+from cellseg.predict import load
+from cellseg.train import learning_rate, train
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    """Two small images of disks, one of them also usable without its labels."""
+    folder = tmp_path_factory.mktemp("disks")
+    rows, columns = np.indices((96, 96))
+    records = []
+    for number in range(2):
+        rng = np.random.default_rng(number)
+        labels = np.zeros((96, 96), np.int32)
+        for cell, (y, x) in enumerate([(20, 20), (22, 64), (60, 30), (70, 74)], start=1):
+            y, x = y + rng.integers(-3, 4), x + rng.integers(-3, 4)
+            labels[(rows - y) ** 2 + (columns - x) ** 2 <= 12**2] = cell
+        image = (labels > 0) * 120 + 40 + rng.normal(0, 6, labels.shape)
+        tifffile.imwrite(folder / f"{number}.tif", image.clip(0, 255).astype(np.uint8))
+        write_labels(folder / f"{number}_label.tif", labels)
+        image_file, label_file = folder / f"{number}.tif", folder / f"{number}_label.tif"
+        facts = ("disks", "train", "g", 96, 96, 4, "instances", 24.0)
+        records.append(Record(str(number), image_file, label_file, *facts))
+    write_index(folder / "index.csv", records)
+    return folder / "index.csv"
+
+
+def make_run(index, **changes):
+    values = {
+        "data": {"train": [{"index": str(index)}]},
+        "model": {"size": "tiny"},
+        "train": {"steps": 4, "batch_size": 2, "crop_size": 64, "ema": 0.9, "log_every": 1, "save_every": 2}
+        | changes.pop("train", {}),
+        **changes,
+    }
+    return check_config(values)
+
+
+def weights(path):
+    return load_weights(path)[0].state_dict()
+
+
+def equal(a, b):
+    return set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def teacher(index, tmp_path_factory):
+    out = tmp_path_factory.mktemp("teacher")
+    train(make_run(index), out, device="cpu")
+    return out
+
+
+def stop_after(monkeypatch, step):
+    """Let the loop die after a step, as a killed process would."""
+    from cellseg import train as module
+
+    original = module.update
+
+    def dying(state, *rest):
+        if state.step == step:
+            raise KeyboardInterrupt
+        return original(state, *rest)
+
+    monkeypatch.setattr(module, "update", dying)
+
+
+@pytest.mark.parametrize("kind", ["train", "adapt"])
+def test_two_and_two_steps_are_four_bit_for_bit(index, teacher, tmp_path, monkeypatch, kind):
+    changes = {}
+    if kind == "adapt":
+        one = [{"index": str(index), "limit": 1}]
+        changes = {
+            "train": {"init": str(teacher), "l2sp_alpha": 0.01},
+            "data": {"unlabelled": [{"index": str(index)}], "train": one},
+            "adapt": {"batch_size": 1, "ramp_steps": 0, "confidence": 0.0},
+        }
+    run, go = make_run(index, **changes), {"train": train, "adapt": adapt}[kind]
+    whole = go(run, tmp_path / "whole", device="cpu")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            go(run, tmp_path / "parts", device="cpu")
+    assert load_state(tmp_path / "parts" / "last.pt")["step"] == 2
+    parts = go(run, tmp_path / "parts", resume=True, device="cpu")
+    assert equal(weights(whole), weights(parts))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]
+
+
+def test_workers_do_not_change_the_result(index, teacher, tmp_path):
+    again = train(make_run(index, train={"workers": 1}), tmp_path / "w", device="cpu")
+    assert equal(weights(teacher), weights(again))
+
+
+def test_alpha_zero_is_plain_fine_tuning_and_a_large_alpha_stays(index, teacher, tmp_path):
+    distances = {}
+    for alpha in (0.0, 1.0):
+        fine = {
+            "init": str(teacher),
+            "l2sp_alpha": alpha,
+            "weight_decay": 0.0,
+            "optimizer": "sgd",
+            "lr": 0.05,
+            "ema": 0.0,
+        }
+        train(make_run(index, train=fine), tmp_path / str(alpha), device="cpu")
+        distances[alpha] = json.loads((tmp_path / str(alpha) / "summary.json").read_text())["distance"]
+    assert 0 < distances[1.0] < distances[0.0]
+
+
+def test_the_anchor_survives_resume(index, teacher, tmp_path):
+    train(make_run(index, train={"init": str(teacher), "l2sp_alpha": 0.1}), tmp_path / "run", device="cpu")
+    saved = load_state(tmp_path / "run" / "last.pt")["anchor"]
+    start = [value for name, value in weights(teacher).items() if not name.endswith("num_batches_tracked")]
+    assert len(saved) == len(start)
+    assert all(torch.equal(a, b) for a, b in zip(saved.values(), start, strict=True))
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_images(index, tmp_path, monkeypatch):
+    from cellseg import train as module
+
+    monkeypatch.setattr(module, "flow_loss", lambda maps, target, weight: (maps.sum() * math.nan, {}))
+    with pytest.raises(CellsegError, match="loss is nan at step 0, images 0, 1"):
+        train(make_run(index), tmp_path / "nan", device="cpu")
+    assert not (tmp_path / "nan" / "best.safetensors").exists()
+
+
+def test_a_run_folder_is_not_overwritten(index, teacher):
+    with pytest.raises(CellsegError, match="holds a run already"):
+        train(make_run(index), teacher, device="cpu")
+
+
+def test_another_model_is_refused(index, teacher, tmp_path):
+    run = make_run(index, train={"init": str(teacher)}, model={"size": "small"})
+    with pytest.raises(CellsegError, match="its model is"):
+        train(run, tmp_path / "x", device="cpu")
+
+
+def test_adaptation_needs_a_start(index, tmp_path):
+    run = make_run(index, data={"unlabelled": [{"index": str(index)}]})
+    with pytest.raises(CellsegError, match=r"train\.init is not set"):
+        adapt(run, tmp_path / "x", device="cpu")
+
+
+def test_learning_rate_warms_up_and_falls_to_one_percent(index):
+    run = make_run(index, train={"steps": 1000, "lr": 1.0, "warmup_steps": 10})
+    assert learning_rate(run, 0) == pytest.approx(0.1, rel=1e-3)
+    assert learning_rate(run, 500) == pytest.approx(0.505)
+    assert learning_rate(run, 1000) == pytest.approx(0.01)
+
+
+def test_ramp(index):
+    run = make_run(index, adapt={"ramp_steps": 100, "consistency_weight": 2.0})
+    assert ramp(run, 0) == pytest.approx(2 * math.exp(-5))
+    assert ramp(run, 100) == ramp(run, 900) == 2.0
+
+
+def test_one_image_is_overfitted_and_found_again(index, tmp_path):
+    settings = {
+        "steps": 40,
+        "lr": 5e-3,
+        "warmup_steps": 5,
+        "batch_size": 4,
+        "crop_size": 96,
+        "ema": 0.8,
+        "save_every": 40,
+    }
+    augment = {"scale_min": 0.9, "scale_max": 1.1, "weak": 0.0}
+    data = {"train": [{"index": str(index), "limit": 1}]}
+    out = train(make_run(index, train=settings, augment=augment, data=data), tmp_path / "one", device="cpu")
+    segmenter = load(out, device="cpu")
+    labels = segmenter.segment(tifffile.imread(index.parent / "0.tif"), diameter=24.0)
+    truth = tifffile.imread(index.parent / "0_label.tif")
+    assert match(truth, labels, thresholds=(0.5,))[0].f1 >= 0.9
+    doubled = np.kron(tifffile.imread(index.parent / "0.tif"), np.ones((2, 2), np.uint8))
+    large = segmenter.segment(doubled, diameter=48.0)
+    assert large.shape == (192, 192)
+    assert match(np.kron(truth, np.ones((2, 2), truth.dtype)), large, thresholds=(0.5,))[0].f1 >= 0.9
+    flipped = load(out, device="cpu", settings=segmenter.settings.model_copy(update={"tta": True}))
+    assert (
+        match(truth, flipped.segment(tifffile.imread(index.parent / "0.tif"), diameter=24.0), thresholds=(0.5,))[0].f1
+        >= 0.9
+    )
+    assert load(out).segment(np.zeros((40, 50), np.uint8)).shape == (40, 50)
