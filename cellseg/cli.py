@@ -68,7 +68,8 @@ def prepare(
             from cellseg.datasets.synthetic import write_synthetic
 
             write_synthetic(root, seed=seed)
-        index = prepare_livecell(root, out, split_by=split_by, seed=seed)
+        name = "synthetic" if dataset == "synthetic" else "livecell"
+        index = prepare_livecell(root, out, split_by=split_by, seed=seed, dataset=name)
     _say(f"report: {index.parent / 'report.md'}")
     print(index)
 
@@ -393,7 +394,7 @@ def _draw(runs: list[Path], chosen: EvaluationSet, count: int, path: Path) -> No
             labels = read_labels(run / "predictions" / chosen.name / f"{record.id}.tif")
             row[run.parent.name] = draw_outlines(image, labels, PRED_COLOUR)
         rows.append(row)
-    synthetic = " (synthetic images)" if "synthetic" in str(chosen.index) else ""
+    synthetic = " (synthetic images)" if records[0].dataset == "synthetic" else ""
     write_picture(rows, path, f"{chosen.name}{synthetic}")
 
 

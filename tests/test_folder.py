@@ -373,7 +373,7 @@ def test_labels_of_another_folder_are_found_by_stem(tmp_path):
         tifffile.imwrite(tmp_path / "images" / f"{name}.tif", np.zeros((8, 9), np.uint8))
     write_labels(tmp_path / "mine" / "b_masks.tif", np.eye(8, 9, dtype=np.int32))
     records = read_index(prepare_folder(tmp_path / "images", tmp_path / "out", labels=tmp_path / "mine"))
-    assert [(record.id, record.n_instances, record.label_kind) for record in records][0] == ("a", None, "")
+    assert (records[0].id, records[0].n_instances, records[0].label_kind) == ("a", None, "")
     assert records[1].n_instances == 1
     assert records[1].has_labels
     with pytest.raises(CellsegError, match="no such folder of label images"):

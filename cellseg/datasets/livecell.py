@@ -10,6 +10,7 @@ labels are not LIVECell's own COCO AP.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import re
@@ -65,7 +66,9 @@ class _Tally:
         self.findings.append(Finding(kind, subject, message))
 
 
-def prepare_livecell(root: str | Path, out: str | Path, *, split_by: str = "json", seed: int = 0) -> Path:
+def prepare_livecell(
+    root: str | Path, out: str | Path, *, split_by: str = "json", seed: int = 0, dataset: str = "livecell"
+) -> Path:
     """Write ``index.csv``, ``labels/*.tif`` and a report for a LIVECell folder.
 
     Parameters
@@ -79,6 +82,8 @@ def prepare_livecell(root: str | Path, out: str | Path, *, split_by: str = "json
         culture well is in two splits.
     seed : int
         Draws the wells of ``split_by="well"``.
+    dataset : str
+        Name in the index and the report; anything but ``livecell`` says that only the form is LIVECell's.
 
     Returns
     -------
@@ -102,9 +107,14 @@ def prepare_livecell(root: str | Path, out: str | Path, *, split_by: str = "json
     records = sorted(tally.records, key=lambda record: record.id)
     if split_by == "well":
         records = split_by_well(records, seed)
-    tally.findings += _unknown_lines(records) + shared_wells(records)
     notes = _notes(root, tree, tally, f"by well, seed {seed}" if split_by == "well" else "by annotation file")
-    return write_prepared(out, PrepareReport("livecell", root, records, tally.findings, notes))
+    if dataset == "livecell":
+        tally.findings += _unknown_lines(records)
+    else:
+        records = [dataclasses.replace(record, dataset=dataset) for record in records]
+        notes["source"] = f"{dataset} images in the form of LIVECell"
+    tally.findings += shared_wells(records)
+    return write_prepared(out, PrepareReport(dataset, root, records, tally.findings, notes))
 
 
 def cell_line(stem: str) -> tuple[str, str]:
