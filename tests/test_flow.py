@@ -117,6 +117,19 @@ def test_round_trip_of_long_curved_cells():
     assert f1_at(labels, round_trip(labels), 0.9) == 1
 
 
+def test_round_trip_of_long_cells_side_by_side():
+    labels = np.zeros((80, 130), np.int32)
+    for number in range(9):
+        labels[5 + 7 * number : 12 + 7 * number, 10 + 3 * number : 90 + 3 * number] = number + 1
+    assert same_partition(labels, round_trip(labels))
+
+
+def test_a_stray_fragment_of_a_sink_joins_its_cell():
+    maps = flow.ideal_maps(flow.encode(grid_of_disks(13, 30, n=1)))
+    maps[1:, 8:11, 13:18] = 0  # a patch of pixels that say nothing stays where it is, 6 px from the sink
+    assert flow.decode(maps, min_size=1).max() == 1
+
+
 @pytest.mark.parametrize(
     ("labels", "count"),
     [

@@ -24,8 +24,12 @@ FLOW_SCALE = 5.0
 
 _IDEAL_LOGIT = 8.0
 _JUMPS = 8
-_STEP = 1.0
-_MERGE = 0.5
+"""Doublings of the path: 256 steps of one pixel, enough for cells of several hundred pixels."""
+_FRAGMENT = 0.5
+"""A sink of less than this share of its neighbour's radius is taken for a fragment of the neighbour's cell."""
+_MERGE_FRAGMENT, _MERGE_EQUAL = 0.8, 0.35
+"""Two sinks are one cell when they are nearer than this share of the larger radius. Sinks alike in size are joined
+more reluctantly: the centres of long cells lying side by side are only a cell's width apart."""
 
 Maps = NDArray[np.float32]
 
@@ -162,7 +166,7 @@ def _arrivals(flow: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.
 
     height, width = mask.shape
     grid = np.indices(mask.shape, np.float32)
-    move = np.where(mask, flow * np.float32(_STEP), np.float32(0))
+    move = np.where(mask, flow, np.float32(0))
     for _ in range(_JUMPS):
         map_y, map_x = grid[0] + move[0], grid[1] + move[1]
         for axis in (0, 1):
@@ -182,9 +186,10 @@ def _group(arrivals: NDArray[np.intp], shape: tuple[int, int], diameter: float |
     radius = np.sqrt(size / np.pi)
     if diameter is not None:
         radius = np.minimum(radius, diameter / 2)
-    pairs = spatial.cKDTree(place).query_pairs(_MERGE * float(radius.max()), output_type="ndarray")
+    pairs = spatial.cKDTree(place).query_pairs(_MERGE_FRAGMENT * float(radius.max()), output_type="ndarray")
     apart = np.hypot(*(place[pairs[:, 0]] - place[pairs[:, 1]]).T)
-    near = pairs[apart < _MERGE * radius[pairs].max(axis=1)]
+    larger, smaller = radius[pairs].max(axis=1), radius[pairs].min(axis=1)
+    near = pairs[apart < larger * np.where(smaller < _FRAGMENT * larger, _MERGE_FRAGMENT, _MERGE_EQUAL)]
     graph = sparse.coo_matrix((np.ones(len(near)), (near[:, 0], near[:, 1])), shape=(n_spots, n_spots))
     _, cell = sparse.csgraph.connected_components(graph, directed=False)
     return np.asarray(cell[spots.ravel()[arrivals] - 1] + 1, np.int32)
