@@ -61,7 +61,7 @@ def write_picture(rows: Sequence[Mapping[str, NDArray[np.float32]]], path: str |
     )
     for line, row in zip(axes, rows, strict=True):
         for axis, name in zip(line, columns, strict=True):
-            axis.imshow(row[name], interpolation="nearest")
+            axis.imshow(np.clip(row[name], 0, 1), interpolation="nearest")
             axis.set_axis_off()
             if row is rows[0]:
                 axis.set_title(name, fontsize=10)
