@@ -180,6 +180,8 @@ def fit(run: RunConfig, out: Path, fabric: Fabric, objective: Objective, *, seed
         raise CellsegError(f"{out}: holds a run already; go on with --resume or name another folder")
     if resume and (out / STATE_NAME).exists():
         restore(state, load_state(out / STATE_NAME))
+        if state.step >= run.train.steps and (out / "summary.json").exists():
+            return out / WEIGHTS_NAME  # finished: nothing to do, and nothing measured is written over
     if fabric.is_global_zero:
         write_text(out / "config.json", run.model_dump_json(indent=2))
         _truncate_log(out / "log.jsonl", state.step)

@@ -145,6 +145,12 @@ def test_a_run_folder_is_not_overwritten(index, teacher):
         train(make_run(index), teacher, device="cpu")
 
 
+def test_resuming_a_finished_run_changes_nothing(index, teacher):
+    before = {path.name: path.read_bytes() for path in teacher.iterdir() if path.is_file()}
+    train(make_run(index), teacher, resume=True, device="cpu")
+    assert {path.name: path.read_bytes() for path in teacher.iterdir() if path.is_file()} == before
+
+
 def test_another_model_is_refused(index, teacher, tmp_path):
     run = make_run(index, train={"init": str(teacher)}, model={"size": "small"})
     with pytest.raises(CellsegError, match="its model is"):
