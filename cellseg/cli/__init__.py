@@ -1,0 +1,29 @@
+"""The command line: each command composes the library's functions; heavy imports wait inside them.
+
+Results go to stdout, talk to stderr. Exit status: 0 success, 1 an expected failure in one clear line (``--debug``
+shows its traceback), 2 misuse.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from cellseg.cli import data, scoring, training  # noqa: F401 (each adds its commands to the application)
+from cellseg.cli.app import app, fail
+from cellseg.core import CellsegError
+
+
+def main() -> None:
+    """Run the command line; turn expected failures into one line and exit status 1."""
+    debug = "--debug" in sys.argv[1:]
+    for library in ("tifffile", "lightning_fabric", "PIL"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # what they say is said again, in one line, by us
+    try:
+        app()
+    except (CellsegError, MemoryError) as error:
+        if debug:
+            raise
+        fail(str(error) or "out of memory")
+    except KeyboardInterrupt:
+        fail("interrupted; what was saved is kept, go on with --resume")

@@ -1,0 +1,5 @@
+"""``python -m cellseg.cli``."""
+
+from cellseg.cli import main
+
+main()

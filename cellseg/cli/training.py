@@ -1,0 +1,155 @@
+"""Commands that run a network: train, adapt, predict, info."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cellseg import __version__
+from cellseg.cli.app import Device, Overrides, Resume, Seed, app, say
+from cellseg.core import CellsegError
+
+if TYPE_CHECKING:
+    from cellseg.config import RunConfig
+
+RUNS = Path("experiments/runs")
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="Run file (TOML).")],
+    overrides: Overrides = None,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="Run folder; experiments/runs/NAME/sSEED by default.")] = None,
+    resume: Resume = False,
+    device: Device = "auto",
+) -> None:
+    """Train a network on labelled images."""
+    from cellseg.config import load_config
+
+    run = load_config(config, overrides or ())
+    from cellseg.train import train as train_run
+
+    print(train_run(run, out or _run_folder(config, seed), seed=seed, resume=resume, device=device))
+
+
+@app.command()
+def adapt(  # noqa: PLR0913 (options of a command line)
+    config: Annotated[Path | None, typer.Argument(help="Run file (TOML); or give --images and --out.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of unlabelled images.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Folder of label images for some of them.")] = None,
+    model: Annotated[str | None, typer.Option(help="Weights file or run folder to start from.")] = None,
+    overrides: Overrides = None,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
+    resume: Resume = False,
+    device: Device = "auto",
+) -> None:
+    """Adapt a pretrained model to new images, with few labels or none."""
+    from cellseg.config import load_config
+
+    if config is not None:
+        run = load_config(config, overrides or ())
+        folder = out or _run_folder(config, seed)
+    elif images is not None and out is not None:
+        run = _folder_run(images, labels, model, out, overrides or [])
+        folder = out
+    else:
+        raise CellsegError("adapt: wanted a run file, or --images DIR with --out DIR")
+    from cellseg.adapt import adapt as adapt_run
+
+    print(adapt_run(run, folder, seed=seed, resume=resume, device=device))
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Image files, folders, or an index.csv.")],
+    out: Annotated[Path, typer.Option(help="Folder of the label images.")],
+    model: Annotated[str, typer.Option(help="Weights file or run folder.")] = "teacher",
+    diameter: Annotated[float | None, typer.Option(help="Cell diameter in pixels; estimated by default.")] = None,
+    channel: Annotated[int | None, typer.Option(help="Use this channel alone (from 0).")] = None,
+    tta: Annotated[bool, typer.Option("--tta", help="Average the four flips: slower, a little better.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Segment images and write one label image each."""
+    from cellseg.config import PredictConfig
+
+    files = _expand(images)
+    from cellseg.predict import load, predict_files
+    from cellseg.progress import track
+
+    segmenter = load(model, device=device, settings=PredictConfig(tta=tta))
+    todo = [(name, path, diameter) for name, path in files]
+    total = 0
+    for _name, labels in track(predict_files(segmenter, todo, out, channel), "segmenting", total=len(todo)):
+        total += int(labels.max(initial=0))
+    say(f"{len(todo)} images, {total} cells")
+    print(out)
+
+
+@app.command()
+def info() -> None:
+    """Show versions, device and threads."""
+    import platform
+    from importlib.metadata import version
+
+    import torch
+
+    from cellseg.predict import pick_device
+
+    lines = {"cellseg": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    lines |= {name: version(name) for name in ("monai", "lightning-fabric", "albumentations", "numpy", "pandas")}
+    lines |= {"device": str(pick_device()), "threads": str(torch.get_num_threads())}
+    for name, value in lines.items():
+        print(f"{name:<18}{value}")
+
+
+def _run_folder(config: Path, seed: int) -> Path:
+    return RUNS / config.stem / f"s{seed}"
+
+
+def _folder_run(images: Path, labels: Path | None, model: str | None, out: Path, overrides: list[str]) -> RunConfig:
+    """Index the user's folder and make a run of defaults that suit a laptop."""
+    from cellseg.checkpoint import load_weights, resolve_weights
+    from cellseg.config import check_config, merge, parse_override
+    from cellseg.datasets.folder import prepare_folder
+
+    weights = resolve_weights(model or "teacher")
+    _, config, _ = load_weights(weights)
+    index = str(prepare_folder(images, out / "data", labels=labels))
+    values: dict[str, Any] = {
+        "model": config.model_dump(),
+        "train": {"init": str(weights), "steps": 400, "lr": 3e-4, "ema": 0.99, "l2sp_alpha": 0.003, "save_every": 100},
+        "data": {"unlabelled": [{"index": index}], "train": [{"index": index}] if labels else []},
+    }
+    for override in overrides:
+        values = merge(values, parse_override(override))
+    return check_config(values, where="adapt --images")
+
+
+def _expand(images: list[Path]) -> list[tuple[str, Path]]:
+    """Turn files, folders and indices into (id, path); two images of one name would overwrite each other."""
+    from cellseg.images import find_images
+
+    files: list[tuple[str, Path]] = []
+    for path in images:
+        if path.suffix == ".csv":
+            from cellseg.datasets.index import read_index
+
+            files += [(record.id, record.image) for record in read_index(path)]
+        elif path.is_dir():
+            files += [(found.name.split(".")[0], found) for found in find_images(path)]
+        elif path.is_file():
+            files.append((path.name.split(".")[0], path))
+        else:
+            raise CellsegError(f"{path}: no such image or folder")
+    seen: dict[str, Path] = {}
+    for name, path in files:
+        if name in seen:
+            raise CellsegError(f"{path} and {seen[name]} would both be written as {name}.tif; predict them apart")
+        seen[name] = path
+    if not files:
+        raise CellsegError(f"{', '.join(map(str, images))}: no image found")
+    return files
