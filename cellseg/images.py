@@ -10,14 +10,15 @@ file is told from its first bytes, not from its name. One plane of one image com
   applied (microscopes use it as a display colour of a grey image).
 * JPEG: CMYK becomes RGB; the orientation tag is ignored, so that labels agree with the stored pixels.
 
-What this gives up: volumes and movies as such (one plane is read), and whole slides larger than memory.
+What this gives up: volumes and movies as such (one plane is read); slides larger than memory are read by window in
+:mod:`cellseg.windows`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,15 +28,13 @@ from numpy.typing import NDArray
 from cellseg.config import NormalizeConfig
 from cellseg.core import CellsegError, Image, Labels
 from cellseg.files import atomic_path
+from cellseg.ranges import value_range
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
 IMAGE_SUFFIXES = frozenset({".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp"})
 """File name endings, in lower case, that are taken for images."""
-
-PERCENTILE_PIXELS = 2**20
-"""Percentiles of larger images are taken on a regular grid of about this many pixels."""
 
 CLIP_RANGE = (-1.0, 2.0)
 """Where rule ``percentile`` clips, so that a few hot pixels cannot dominate the network's statistics."""
@@ -84,7 +83,7 @@ def read_image(path: str | Path, page: int = 0) -> NDArray[Any]:
         If the file is missing, cut short, not an image, complex-valued, or has no such plane.
     """
     path = Path(path)
-    with _reading(path):
+    with reading_file(path):
         image = _read_tiff(path, page) if _kind(path) == "tiff" else _read_raster(path)
     if image.dtype.kind not in "buif" or image.ndim not in (2, 3) or 0 in image.shape:
         raise CellsegError(f"{path}: wanted a 2-D image of numbers, got {image.dtype} of shape {image.shape}")
@@ -97,7 +96,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
     Raises CellsegError if the file is missing or not an image.
     """
     path = Path(path)
-    with _reading(path):
+    with reading_file(path):
         if _kind(path) != "tiff":
             with _open_raster(path) as raster:
                 return raster.height, raster.width
@@ -133,7 +132,12 @@ def to_three_channels(image: NDArray[Any], channel: int | None = None) -> NDArra
     return np.stack([*planes, np.zeros_like(planes[0])] if len(planes) == 2 else planes, axis=-1)
 
 
-def normalize(image: NDArray[Any], rule: NormalizeConfig = DEFAULT_RULE, channel: int | None = None) -> Image:
+def normalize(
+    image: NDArray[Any],
+    rule: NormalizeConfig = DEFAULT_RULE,
+    channel: int | None = None,
+    ranges: Sequence[tuple[float, float]] | None = None,
+) -> Image:
     """Turn raw values into network input, each channel by itself.
 
     Parameters
@@ -147,6 +151,9 @@ def normalize(image: NDArray[Any], rule: NormalizeConfig = DEFAULT_RULE, channel
         to uint8). ``none``: integers are divided by the largest value of their dtype, floats are only cast.
     channel : int, optional
         Use only this channel, counted from 0.
+    ranges : sequence of (low, high), optional
+        The values that become 0 and 1 in each channel, where the image is a window of a larger one; see
+        :func:`cellseg.windows.measure_ranges`.
 
     Returns
     -------
@@ -162,10 +169,11 @@ def normalize(image: NDArray[Any], rule: NormalizeConfig = DEFAULT_RULE, channel
     """
     planes = _planes(image, channel)
     out = np.zeros((*image.shape[:2], 3), dtype=np.float32)
-    first = _normalize_plane(planes[0], rule)
+    first = _normalize_plane(planes[0], rule, ranges[0] if ranges else None)
     for index, plane in enumerate(planes):
-        is_copy = plane is planes[0] or (index > 0 and np.array_equal(plane, planes[0]))
-        out[..., index] = first if is_copy else _normalize_plane(plane, rule)
+        known = ranges[min(index, len(ranges) - 1)] if ranges else None
+        is_copy = plane is planes[0] or (index > 0 and ranges is None and np.array_equal(plane, planes[0]))
+        out[..., index] = first if is_copy else _normalize_plane(plane, rule, known)
     return out
 
 
@@ -190,7 +198,7 @@ def read_labels(path: str | Path) -> Labels:
         or an id above 2³¹ − 1.
     """
     path = Path(path)
-    with _reading(path):
+    with reading_file(path):
         if path.suffix.lower() == ".npy":
             labels = np.load(path, allow_pickle=False)
         elif (kind := _kind(path)) == "jpeg":
@@ -204,7 +212,7 @@ def read_labels(path: str | Path) -> Labels:
             f"{path}: wanted labels of shape (height, width), one id a cell, got shape {labels.shape}; "
             "a colour picture of the labels does not hold ids"
         )
-    return _checked_ids(labels, str(path))
+    return check_ids(labels, str(path))
 
 
 def write_labels(path: str | Path, labels: NDArray[Any]) -> None:
@@ -227,7 +235,7 @@ def write_labels(path: str | Path, labels: NDArray[Any]) -> None:
     path = Path(path)
     if labels.ndim != 2 or labels.size == 0:
         raise CellsegError(f"{path}: wanted labels of shape (height, width) to write, got shape {labels.shape}")
-    ids = _checked_ids(labels, str(path))
+    ids = check_ids(labels, str(path))
     stored = ids.astype(np.uint16 if int(ids.max()) <= np.iinfo(np.uint16).max else np.uint32)
     with atomic_path(path) as temporary:
         tifffile.imwrite(temporary, stored, compression="zlib", photometric="minisblack", metadata=None)
@@ -245,8 +253,8 @@ def _kind(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn whatever a decoder raises on a bad file into one line that names it."""
+def reading_file(path: Path) -> Iterator[None]:
+    """Turn whatever a decoder raises on a bad file into a CellsegError, one line that names the file."""
     try:
         yield
     except CellsegError:
@@ -348,14 +356,13 @@ def _planes(image: NDArray[Any], channel: int | None) -> list[NDArray[Any]]:
     return [image[..., index] for index in range(min(count, 3))]
 
 
-def _normalize_plane(plane: NDArray[Any], rule: NormalizeConfig) -> NDArray[np.float32]:
+def _normalize_plane(
+    plane: NDArray[Any], rule: NormalizeConfig, known: tuple[float, float] | None
+) -> NDArray[np.float32]:
     wide = np.float32 if plane.dtype.itemsize <= 2 or plane.dtype == np.float32 else np.float64
     values = plane.astype(wide)
     finite = np.isfinite(values) if plane.dtype.kind == "f" else None
-    if rule.rule == "none":
-        low, high = 0.0, float(np.iinfo(plane.dtype).max) if plane.dtype.kind in "ui" else 1.0
-    else:
-        low, high = _value_range(plane, rule)
+    low, high = known or value_range(plane, rule)
     if not high > low:
         return np.zeros(plane.shape, dtype=np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -367,25 +374,8 @@ def _normalize_plane(plane: NDArray[Any], rule: NormalizeConfig) -> NDArray[np.f
     return values.astype(np.float32, copy=False)
 
 
-def _value_range(plane: NDArray[Any], rule: NormalizeConfig) -> tuple[float, float]:
-    """Give the values that become 0 and 1; equal where the plane holds a single finite value or none."""
-    step = max(1, int(np.ceil(np.sqrt(plane.size / PERCENTILE_PIXELS))))
-    pixels = _finite(plane[::step, ::step])
-    if rule.rule == "percentile_nonzero":
-        pixels = pixels[pixels != 0]
-    low, high = np.percentile(pixels, (rule.low, rule.high)) if pixels.size else (0.0, 0.0)
-    if low == high and (pixels := _finite(plane)).size:
-        low, high = pixels.min(), pixels.max()
-    return float(low), float(high)
-
-
-def _finite(plane: NDArray[Any]) -> NDArray[Any]:
-    if plane.dtype.kind == "b":
-        return plane.astype(np.uint8).ravel()
-    return plane[np.isfinite(plane)].astype(np.float64) if plane.dtype.kind == "f" else plane.ravel()
-
-
-def _checked_ids(labels: NDArray[Any], where: str) -> Labels:
+def check_ids(labels: NDArray[Any], where: str) -> Labels:
+    """Return labels as int32; raises CellsegError naming ``where`` if ids are fractions, negative or too large."""
     if labels.dtype.kind not in "buif":
         raise CellsegError(f"{where}: wanted integer labels, got {labels.dtype}")
     if labels.dtype.kind == "f" and not (np.isfinite(labels).all() and (labels == np.trunc(labels)).all()):
