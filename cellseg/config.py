@@ -48,6 +48,8 @@ class Selection(Strict):
     groups: tuple[str, ...] = Field((), strict=False)
     limit: int | None = Field(None, ge=1)
     """At most this many images, taken evenly over the groups in index order."""
+    max_pixels: int | None = Field(None, ge=1)
+    """Leave out larger images (height times width), such as whole slides from validation."""
 
 
 class EvaluationSet(Selection):
@@ -66,6 +68,8 @@ class DataConfig(Strict):
     evaluate: tuple[EvaluationSet, ...] = Field((), strict=False)
     diameter: float | Literal["index", "none"] = "index"
     """Cell diameter of training images in pixels: one number, each image's own from the index, or no rescaling."""
+    balance: Literal["image", "group"] = "image"
+    """What crops are drawn evenly over: images, or groups and then the images of each group."""
     cache_mb: int = Field(4096, ge=0)
     """Memory for decoded training images and their targets."""
 
@@ -94,14 +98,39 @@ class AugmentConfig(Strict):
 class ModelConfig(Strict):
     """A network and everything needed to feed it and read it; saved inside every checkpoint."""
 
-    network: Literal["half_unet"] = "half_unet"
-    size: Literal["tiny", "small", "base"] = "small"
-    representation: Literal["flow"] = "flow"
+    network: Literal["half_unet", "unet", "flexible_unet"] = "half_unet"
+    """A U-Net at half resolution, MONAI's residual U-Net, or MONAI's U-Net on a known backbone."""
+    size: Literal["tiny", "small", "base"] | None = None
+    """Widths of ``half_unet`` and ``unet``, by default ``small``; a backbone fixes its own."""
+    backbone: Literal["efficientnet-b0", "resnet18"] | None = None
+    """Encoder of ``flexible_unet``, by default ``efficientnet-b0``; its weights start at random."""
+    representation: Literal["flow", "distance", "boundary"] = "flow"
+    """How cells become maps and maps cells: flows to the centre, distances to the outline, or three classes."""
     norm: Literal["instance", "batch", "group"] = "instance"
+    """By default ``instance``; a backbone has ``batch``."""
     dropout: float = Field(0.0, ge=0, lt=1)
     reference_diameter: float = Field(24.0, gt=0)
     """Images are scaled so that a median cell has this diameter in pixels."""
     normalize: NormalizeConfig = NormalizeConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_network(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        flexible = values.get("network") == "flexible_unet"
+        defaults = {"backbone": "efficientnet-b0", "norm": "batch"} if flexible else {"size": "small"}
+        return dict(values) | {key: word for key, word in defaults.items() if values.get(key) is None}
+
+    @model_validator(mode="after")
+    def _words_of_the_network(self) -> Self:
+        if self.network != "flexible_unet" and self.backbone is not None:
+            raise ValueError(f"backbone ('{self.backbone}') belongs to flexible_unet, not to {self.network}; remove it")
+        if self.network == "flexible_unet" and self.size is not None:
+            raise ValueError(f"size ('{self.size}') means nothing for flexible_unet: its backbone sets it; remove size")
+        if self.network == "flexible_unet" and self.norm != "batch":
+            raise ValueError(f"norm ('{self.norm}') cannot be chosen for flexible_unet: its backbone has batch norm")
+        return self
 
 
 class TrainConfig(Strict):
@@ -109,6 +138,10 @@ class TrainConfig(Strict):
 
     init: str | None = None
     """Checkpoint, run folder or model name to start from; also the anchor of L2-SP."""
+    freeze_encoder: bool = False
+    """Train decoder and head only; the encoder stays the one of ``init``."""
+    freeze_norm_statistics: bool = False
+    """Use and keep the batch-norm statistics of ``init``; weight and bias of those layers still learn."""
     steps: int = Field(2000, ge=1)
     batch_size: int = Field(8, ge=1)
     accumulate: int = Field(1, ge=1)
@@ -145,7 +178,7 @@ class AdaptConfig(Strict):
     consistency_weight: float = Field(1.0, ge=0)
     ramp_steps: int = Field(200, ge=0)
     confidence: float = Field(0.7, ge=0, le=1)
-    """Pixels whose teacher confidence (norm of the predicted flow) is below this are ignored."""
+    """Pixels whose teacher confidence, by the rule of the representation, is below this are ignored."""
     diameter: float | Literal["auto", "index"] = "auto"
     """Cell diameter of unlabelled images: a number, the teacher's own estimate, or the index."""
 
@@ -173,6 +206,15 @@ class RunConfig(Strict):
     train: TrainConfig = TrainConfig()
     adapt: AdaptConfig = AdaptConfig()
     predict: PredictConfig = PredictConfig()
+
+    @model_validator(mode="after")
+    def _statistics_to_freeze(self) -> Self:
+        if self.train.freeze_norm_statistics and self.model.norm != "batch":
+            raise ValueError(
+                f"train.freeze_norm_statistics wants batch norm, but model.norm is '{self.model.norm}', "
+                'which keeps no statistics; remove it or set model.norm = "batch"'
+            )
+        return self
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -269,6 +311,8 @@ def _explain(detail: Any) -> str:
         near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.0)
         return f"unknown key '{key}'; did you mean '{'.'.join([*map(str, location[:-1]), *near])}'?"
     message = detail["msg"].removeprefix("Value error, ")
+    if not key:
+        return str(message)
     return f"'{key}' = {detail['input']!r}: {message[:1].lower()}{message[1:]}"
 
 

@@ -21,8 +21,10 @@ Image = NDArray[np.float32]
 Labels = NDArray[np.int32]
 """An instance image, int32 ``(H, W)``."""
 
-LabelKind = Literal["instances", "foreground", ""]
-"""What a label file means: one id a cell, a foreground mask only, or (empty) no label file."""
+LabelKind = Literal["instances", "partial", "foreground", ""]
+"""What a label file means: one id for every cell; one id for some of the cells, so that background says nothing;
+a foreground mask that does not tell cells apart; or (empty) there is no label file. Only the first is ever truth to
+score against."""
 
 
 class CellsegError(ValueError):
@@ -51,7 +53,7 @@ class Record:
         Image size in pixels.
     n_instances : int or None
         Number of labelled cells; None where that is not known.
-    label_kind : {"instances", "foreground", ""}
+    label_kind : {"instances", "partial", "foreground", ""}
         What the label file means.
     diameter : float or None
         Median cell diameter in pixels (that of the disk of equal area); None where not known.

@@ -9,8 +9,9 @@ import pytest
 import tifffile
 
 from cellseg.core import CellsegError, Record
-from cellseg.datasets.folder import prepare_folder, split_validation
+from cellseg.datasets.folder import prepare_folder
 from cellseg.datasets.index import read_index
+from cellseg.datasets.rows import split_validation
 
 SHAPE = (20, 30)
 TWO_CELLS = np.zeros(SHAPE, np.uint16)
@@ -378,3 +379,22 @@ def test_labels_of_another_folder_are_found_by_stem(tmp_path):
     assert records[1].has_labels
     with pytest.raises(CellsegError, match="no such folder of label images"):
         prepare_folder(tmp_path / "images", tmp_path / "out", labels=tmp_path / "none")
+
+
+# --- partly labelled images -----------------------------------------------------------------------------------------
+
+
+def test_images_are_marked_as_partly_labelled_by_name_or_by_list(root):
+    for name in ("a", "b", "c"):
+        put(root / "images" / f"{name}.png")
+    for name in ("a", "b"):
+        put(root / "labels" / f"{name}.tif", TWO_CELLS)
+
+    def kinds(partial):
+        return {r.id: (r.label_kind, r.n_instances) for r in prepare(root, partial=partial)}
+
+    assert kinds("b") == {"a": ("instances", 2), "b": ("partial", 2), "c": ("", None)}
+    (root / "some.txt").write_text("# smears\na\n\nb  # one of many\n")
+    assert kinds(root / "some.txt") == {"a": ("partial", 2), "b": ("partial", 2), "c": ("", None)}
+    with pytest.raises(CellsegError, match="--partial names 'c', 'd', of which there are no instance labels"):
+        prepare(root, partial="a, c,d")

@@ -44,6 +44,7 @@ def records(tmp_path):
         unlabelled(tmp_path, "b, with comma", group='odd "group", ü', well=""),
         record(tmp_path, "c", label_kind="foreground", n_instances=None, diameter=None),
         record(tmp_path, "d", n_instances=0, diameter=None),
+        record(tmp_path, "e", label_kind="partial"),
     ]
 
 
@@ -161,6 +162,7 @@ def index(tmp_path):
         ({"limit": 5}, "0B 1B 3A 4C 5A"),
         ({"limit": 99}, "0B 1B 2B 3A 4C 5A 6A"),
         ({"split": "train", "groups": ("A",), "limit": 1}, "3A"),
+        ({"max_pixels": 30 * 40, "split": "val"}, "6A"),
     ],
 )
 def test_select(index, asked, expected):
@@ -222,3 +224,11 @@ def test_report_without_findings_and_without_images(tmp_path, records):
     empty = PrepareReport("toy", tmp_path, [], [Finding("unreadable", "x.png", "cut short")])
     with pytest.raises(CellsegError, match=r"no usable image found \(1 × unreadable\)"):
         write_prepared(tmp_path / "none", empty)
+
+
+def test_select_leaves_out_images_of_more_pixels(tmp_path):
+    write_index(tmp_path / "index.csv", [record(tmp_path, "a"), record(tmp_path, "b", height=31)])
+    asked = Selection(index=str(tmp_path / "index.csv"), max_pixels=30 * 40)
+    assert [one.id for one in select(asked)] == ["a"]
+    with pytest.raises(CellsegError, match="no image of any split of at most 3 pixels"):
+        select(Selection(index=asked.index, max_pixels=3))

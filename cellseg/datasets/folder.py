@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from pathlib import Path
 
 from cellseg.core import CellsegError, LabelKind, Record
 from cellseg.datasets.index import Finding, PrepareReport, write_prepared
+from cellseg.datasets.rows import mark_partial, split_validation
 from cellseg.images import IMAGE_SUFFIXES, find_images, read_image, read_labels
 from cellseg.labels import count_instances, median_diameter, split_disconnected
 from cellseg.progress import track
@@ -71,6 +71,7 @@ def prepare_folder(
     split: str | None = None,
     val_fraction: float = 0.0,
     seed: int = 0,
+    partial: str | Path | None = None,
 ) -> Path:
     """Write ``index.csv`` and ``report.md`` for a folder of images.
 
@@ -91,6 +92,8 @@ def prepare_folder(
         on the seed and the unit's name alone.
     seed : int
         Seed of that choice.
+    partial : str or Path, optional
+        Images of which only some cells are labelled; see :func:`cellseg.datasets.rows.mark_partial`.
 
     Returns
     -------
@@ -128,6 +131,7 @@ def prepare_folder(
         notes["binary labels"] = (
             "no label file holds more than one id although the ids lie in several pieces: taken for foreground masks"
         )
+    records = mark_partial(records, partial, root)
     if val_fraction > 0:
         records = split_validation(records, val_fraction, seed)
         if not any(record.split == "val" for record in records):
@@ -137,44 +141,6 @@ def prepare_folder(
             "an image: give a column 'well' in the source index.csv if those of one slide or movie belong together"
         )
     return write_prepared(out, PrepareReport(root.name, root, records, findings, notes))
-
-
-def split_validation(records: Sequence[Record], fraction: float, seed: int) -> list[Record]:
-    """Turn part of the training images into validation images, whole wells at a time.
-
-    Parameters
-    ----------
-    records : sequence of Record
-        Rows in any order; the result does not depend on it.
-    fraction : float
-        Part of the labelled training units of each group, in (0, 1); at least one unit, but never all. A well
-        that lies in several groups counts for the first by name.
-    seed : int
-        Units are ordered by a hash of seed and name.
-
-    Returns
-    -------
-    list of Record
-        The same rows in the same order, some with split ``val``.
-    """
-    units: dict[tuple[str, str], str] = {}
-    for record in records:
-        if record.split == "train" and record.has_labels:
-            unit = _unit(record)
-            units[unit] = min(record.group, units.get(unit, record.group))
-    chosen: set[tuple[str, str]] = set()
-    for group in set(units.values()):
-        members = [unit for unit in units if units[unit] == group]
-        members.sort(key=lambda unit: hashlib.sha256(f"{seed}:{unit}".encode()).digest())
-        chosen.update(members[: min(max(1, round(fraction * len(members))), len(members) - 1)])
-    return [
-        dataclasses.replace(record, split="val") if record.split == "train" and _unit(record) in chosen else record
-        for record in records
-    ]
-
-
-def _unit(record: Record) -> tuple[str, str]:
-    return ("well", record.well) if record.well else ("image", record.id)
 
 
 def _find_items(root: Path, findings: list[Finding]) -> list[_Item]:

@@ -37,7 +37,7 @@ COLUMNS = (
 )
 """The columns of an index, in the order in which they are written."""
 
-LABEL_KINDS = ("instances", "foreground", "")
+LABEL_KINDS = ("instances", "partial", "foreground", "")
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def write_index(path: str | Path, records: Iterable[Record]) -> None:
     records = list(records)
     repeated = [name for name, count in Counter(record.id for record in records).items() if count > 1]
     if repeated:
-        raise CellsegError(f"{path}: ids must be unique; repeated: {_shorten(repeated)}")
+        raise CellsegError(f"{path}: ids must be unique; repeated: {shorten(repeated)}")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -166,8 +166,8 @@ def select(selection: Selection) -> list[Record]:
     Parameters
     ----------
     selection : Selection
-        ``split`` and ``groups`` filter; ``limit`` then takes that many images evenly, the first of each group,
-        the second of each group and so on.
+        ``split``, ``groups`` and ``max_pixels`` filter; ``limit`` then takes that many images evenly, the first of
+        each group, the second of each group and so on.
 
     Returns
     -------
@@ -184,17 +184,19 @@ def select(selection: Selection) -> list[Record]:
     unknown = [group for group in selection.groups if group not in known]
     if unknown:
         raise CellsegError(
-            f"{selection.index}: no group {_shorten(unknown)}; the index has {_shorten(known) or 'no groups'}"
+            f"{selection.index}: no group {shorten(unknown)}; the index has {shorten(known) or 'no groups'}"
         )
     chosen = [
         record
         for record in records
         if (selection.split is None or record.split == selection.split)
         and (not selection.groups or record.group in selection.groups)
+        and (selection.max_pixels is None or record.height * record.width <= selection.max_pixels)
     ]
     if not chosen:
         asked = f"split {selection.split!r}" if selection.split is not None else "any split"
-        asked += f" and groups {_shorten(selection.groups)}" if selection.groups else ""
+        asked += f" and groups {shorten(selection.groups)}" if selection.groups else ""
+        asked += f" of at most {selection.max_pixels} pixels" if selection.max_pixels else ""
         raise CellsegError(f"{selection.index}: no image of {asked}; the index has {_describe(records)}")
     return chosen if selection.limit is None else _take_evenly(chosen, selection.limit)
 
@@ -235,9 +237,7 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
             reader = csv.DictReader(handle)
             missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
             if missing:
-                raise CellsegError(
-                    f"{path}: not an index: column {_shorten(missing)} is missing; run 'cellseg prepare'"
-                )
+                raise CellsegError(f"{path}: not an index: column {shorten(missing)} is missing; run 'cellseg prepare'")
             rows = [(reader.line_num, row) for row in reader]
     except FileNotFoundError:
         raise CellsegError(f"{path}: no such index; 'cellseg prepare' writes one") from None
@@ -259,8 +259,8 @@ def _to_record(row: dict[str, str], path: Path, line: int) -> Record:
         raise CellsegError(f"{where}: id '{row['id']}' names a prediction file and must not hold a path")
     if row["label_kind"] not in LABEL_KINDS or bool(row["labels"]) != bool(row["label_kind"]):
         raise CellsegError(
-            f"{where}: label_kind '{row['label_kind']}' with labels '{row['labels']}'; wanted 'instances' or "
-            "'foreground' where there are labels and nothing where there are none"
+            f"{where}: label_kind '{row['label_kind']}' with labels '{row['labels']}'; wanted 'instances', "
+            "'partial' or 'foreground' where there are labels and nothing where there are none"
         )
     return Record(
         id=row["id"],
@@ -327,7 +327,8 @@ def _take_evenly(records: Sequence[Record], limit: int) -> list[Record]:
     return [records[place] for place in sorted(place for _, place in order[:limit])]
 
 
-def _shorten(names: Iterable[str], most: int = 12) -> str:
+def shorten(names: Iterable[str], most: int = 12) -> str:
+    """Quote the first few names for a message and count the rest."""
     names = list(names)
     shown = ", ".join(f"'{name}'" for name in names[:most])
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
