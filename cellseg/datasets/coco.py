@@ -51,6 +51,7 @@ class CocoAnnotation(msgspec.Struct, gc=False):
     image_id: int
     id: int = -1
     segmentation: msgspec.Raw = msgspec.Raw(b"")
+    area: float | None = None
 
 
 class _Content(msgspec.Struct, gc=False):
