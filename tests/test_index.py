@@ -44,7 +44,6 @@ def records(tmp_path):
         unlabelled(tmp_path, "b, with comma", group='odd "group", ü', well=""),
         record(tmp_path, "c", label_kind="foreground", n_instances=None, diameter=None),
         record(tmp_path, "d", n_instances=0, diameter=None),
-        record(tmp_path, "e", label_kind="partial"),
     ]
 
 
@@ -52,6 +51,12 @@ def test_round_trip_is_exact(tmp_path, records):
     write_index(tmp_path / "prepared" / "index.csv", records)
     assert read_index(tmp_path / "prepared" / "index.csv") == records
     assert read_index(tmp_path / "prepared") == records
+
+
+def test_every_label_kind_comes_back(tmp_path):
+    kinds = ("instances", "partial", "foreground")
+    write_index(tmp_path / "index.csv", [record(tmp_path, kind, label_kind=kind) for kind in kinds])
+    assert tuple(one.label_kind for one in read_index(tmp_path)) == kinds
 
 
 def test_columns_and_paths_as_designed(tmp_path, records):
