@@ -1,12 +1,14 @@
 """How much every cell of one label image overlaps every cell of another: the sparse table all metrics start from.
 
 Read row after row, runs in which both ids are constant are far fewer than pixels, so the table is a sum of run
-lengths, collected in bands of rows: a 10,000² pair needs some tens of megabytes beyond the arrays. Counts
-are exact integers. What is given up: volumes, only ``(H, W)`` is taken.
+lengths, collected in bands of rows: a 10,000² pair needs some tens of megabytes beyond the arrays, and a slide
+can be fed band by band and never be whole in memory. Counts are exact integers. What is given up: volumes,
+only ``(H, W)`` is taken.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +20,10 @@ from cellseg.core import CellsegError
 IntArray = NDArray[np.int64]
 
 BAND_PIXELS = 1 << 19
-"""Pixels of one band of rows, which bounds the memory beyond the arrays."""
+"""Pixels looked at in one go, which bounds the memory beyond the arrays."""
+
+HELD_PAIRS = 1 << 21
+"""Pairs collected before those of equal ids are added up, which bounds the memory of a slide."""
 
 DIRECT_IDS = 1 << 17
 """Ids below this index the sparse matrix of a band directly; larger ones are compacted first."""
@@ -112,19 +117,57 @@ def overlap(labels_true: ArrayLike, labels_pred: ArrayLike) -> Overlap:
     >>> table.ids_true.tolist(), table.area_pred.tolist(), table.intersection.tolist()
     ([1, 7], [4], [2, 1])
     """
-    true, pred = np.asarray(labels_true), np.asarray(labels_pred)
-    _check(true, pred)
-    height, width = true.shape
-    rows = max(1, BAND_PIXELS // max(1, width))
-    bands = [
-        _sum_pairs(*_runs(true[top : top + rows], pred[top : top + rows], (true, pred)))
-        for top in range(0, height if width else 0, rows)
-    ]
-    if not bands:
+    return overlap_bands([(labels_true, labels_pred)])
+
+
+def overlap_bands(bands: Iterable[tuple[ArrayLike, ArrayLike]]) -> Overlap:
+    """Count the shared pixels of every pair of cells of two label images that come as bands of rows.
+
+    Parameters
+    ----------
+    bands : iterable of (labels_true, labels_pred)
+        The same rows of both images, int or bool ``(h, W)``, in any order and of any heights; none is kept.
+
+    Returns
+    -------
+    Overlap
+        Equal to :func:`overlap` of the whole images, of which only a band need be in memory.
+
+    Raises
+    ------
+    CellsegError
+        As :func:`overlap`.
+
+    Examples
+    --------
+    >>> overlap_bands([([[1, 1]], [[2, 2]]), ([[1, 0]], [[2, 2]])]).intersection.tolist()
+    [3]
+    """
+    parts: list[tuple[IntArray, IntArray, IntArray]] = []
+    held, limit = 0, HELD_PAIRS
+    for labels_true, labels_pred in bands:
+        true, pred = np.asarray(labels_true), np.asarray(labels_pred)
+        _check(true, pred)
+        height, width = true.shape
+        rows = max(1, BAND_PIXELS // max(1, width))
+        for top in range(0, height if width else 0, rows):
+            parts.append(_sum_pairs(*_runs(true[top : top + rows], pred[top : top + rows], (true, pred))))
+            held += parts[-1][2].size
+            if held > limit:
+                parts = [_sum_pairs(*_join(parts))]
+                held = parts[0][2].size
+                limit = max(HELD_PAIRS, 2 * held)
+    return _table(*_join(parts))
+
+
+def _join(parts: list[tuple[IntArray, IntArray, IntArray]]) -> tuple[IntArray, IntArray, IntArray]:
+    if len(parts) == 1:
+        return parts[0]
+    if not parts:
         empty = np.zeros(0, np.int64)
-        return Overlap(empty, empty, empty, empty, empty, empty, empty)
-    ids_true, ids_pred, pixels = bands[0] if len(bands) == 1 else tuple(map(np.concatenate, zip(*bands, strict=True)))
-    return _table(ids_true, ids_pred, pixels)
+        return empty, empty, empty
+    ids_true, ids_pred, pixels = map(np.concatenate, zip(*parts, strict=True))
+    return ids_true, ids_pred, pixels
 
 
 def _describe(true: NDArray[Any], pred: NDArray[Any]) -> str:

@@ -6,7 +6,7 @@ script has no result, because it fails or skips, ours is defined here and said.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -56,18 +56,58 @@ def match_neurips(
     which makes the script fail on ids above 32,767. One oddity is kept: an image of at most 4 px a side without
     any background keeps its cell of smallest id.
     """
-    thresholds = tuple(thresholds)
     true, pred = np.asarray(labels_true), np.asarray(labels_pred)
-    if true.size < LARGE_PIXELS or true.shape != pred.shape or true.ndim != 2:
+    if true.shape != pred.shape or true.ndim != 2 or true.size < LARGE_PIXELS:
         return count_matches(_inner(true, pred), thresholds)
-    height, width = true.shape
-    totals = tuple(count_matches(_inner(true[:0], pred[:0]), thresholds))
-    for top in range(0, height, PATCH):
-        for left in range(0, width, PATCH):
-            window = (slice(top, top + PATCH), slice(left, left + PATCH))
-            patch = count_matches(_inner(true[window], pred[window], (PATCH, PATCH)), thresholds)
+    rows = band_rows(true.shape)
+    bands = ((true[top : top + rows], pred[top : top + rows]) for top in range(0, true.shape[0], rows))
+    return match_neurips_bands(bands, true.shape, thresholds)
+
+
+def band_rows(shape: tuple[int, ...]) -> int:
+    """Return how many rows at a time :func:`match_neurips_bands` wants of an image of a shape ``(H, W)``."""
+    return PATCH if shape[0] * shape[1] >= LARGE_PIXELS else max(1, shape[0])
+
+
+def match_neurips_bands(
+    bands: Iterable[tuple[ArrayLike, ArrayLike]], shape: tuple[int, ...], thresholds: Iterable[float] = THRESHOLDS
+) -> tuple[Counts, ...]:
+    """Count matches as :func:`match_neurips` does, from bands of rows, of which one is in memory at a time.
+
+    Parameters
+    ----------
+    bands : iterable of (labels_true, labels_pred)
+        The same rows of both images from top to bottom, int or bool ``(h, W)``, :func:`band_rows` high but for
+        the last.
+    shape : (H, W)
+        Of the whole image.
+    thresholds : iterable of float in (0, 1]
+        IoU thresholds.
+
+    Raises
+    ------
+    CellsegError
+        If a pair of bands are not label images of one shape.
+    """
+    thresholds = tuple(thresholds)
+    empty = np.zeros((0, 0), np.int64)
+    totals = count_matches(overlap(empty, empty), thresholds)
+    padded = (PATCH, PATCH) if shape[0] * shape[1] >= LARGE_PIXELS else None
+    for labels_true, labels_pred in bands:
+        for true, pred in _patches(np.asarray(labels_true), np.asarray(labels_pred), padded):
+            patch = count_matches(_inner(true, pred, padded), thresholds)
             totals = tuple(total + part for total, part in zip(totals, patch, strict=True))
     return totals
+
+
+def _patches(
+    true: NDArray[Any], pred: NDArray[Any], padded: tuple[int, int] | None
+) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    if padded is None:
+        yield true, pred
+        return
+    for left in range(0, true.shape[1], padded[1]):
+        yield true[:, left : left + padded[1]], pred[:, left : left + padded[1]]
 
 
 def neurips_f1(counts: Counts) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cellseg.core import CellsegError
 from cellseg.files import atomic_path
@@ -32,13 +32,29 @@ GOOD_STATUS = ("ok", "empty")
 """Every other status says why an image has no usable prediction."""
 
 
+TABLE_SUFFIXES = (".csv", ".parquet")
+"""Kinds of file a table is written to."""
+
+
+def check_suffix(path: str | Path) -> None:
+    """Raise CellsegError unless a table can be written to a file of this name."""
+    if Path(path).suffix.lower() not in TABLE_SUFFIXES:
+        raise CellsegError(f"{path}: a table is written as .csv or .parquet; give a file name that ends in one of them")
+
+
 def write_scores(scores: pd.DataFrame, path: str | Path) -> Path:
-    """Write a score table atomically, as Parquet when the suffix is ``.parquet``, else as CSV.
+    """Write a table atomically, as CSV or Parquet by its suffix.
 
     Floats keep every digit, so that a table read back equals the one written.
+
+    Raises
+    ------
+    CellsegError
+        If the suffix is another or the file cannot be written.
     """
+    check_suffix(path)
     with atomic_path(path) as temporary:
-        if temporary.suffix == ".parquet":
+        if temporary.suffix.lower() == ".parquet":
             scores.to_parquet(temporary, index=False)
         else:
             scores.to_csv(temporary, index=False, lineterminator="\n")
@@ -57,7 +73,7 @@ def read_scores(path: str | Path) -> pd.DataFrame:
 
     path = Path(path)
     try:
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             scores = pd.read_parquet(path)
         else:
             text = dict.fromkeys(TEXT_COLUMNS, str)
@@ -102,9 +118,7 @@ def image_values(scores: pd.DataFrame, metric: str, thresholds: Sequence[float])
         If the metric is unknown or an image lacks one of the thresholds.
     """
     rows = _rows_at(scores, thresholds)
-    lenient = (rows["rule"] != "neurips") & rows["status"].isin(GOOD_STATUS)
-    values = rows["f1"] if metric == "f1" else _metric_of(metric, rows, lenient)
-    return values.groupby(rows["image"], sort=False).mean()
+    return _row_values(rows, (metric,))[metric].groupby(rows["image"], sort=False).mean()
 
 
 def aggregate(scores: pd.DataFrame, metric: str, thresholds: Sequence[float], statistic: str) -> float:
@@ -129,13 +143,66 @@ def aggregate(scores: pd.DataFrame, metric: str, thresholds: Sequence[float], st
         raise CellsegError(f"statistic must be one of {', '.join(STATISTICS)}, not {statistic!r}")
     if scores.empty:
         return float("nan")
-    if statistic == "pooled":
-        rows = _rows_at(scores, thresholds)
-        sums = rows.groupby("threshold")[["tp", "fp", "fn", "iou_sum"]].sum()
-        lenient = (rows["rule"] != "neurips") & rows["status"].isin(GOOD_STATUS)
-        return float(_metric_of(metric, sums, lenient.groupby(rows["threshold"]).all()).mean())
-    values = image_values(scores, metric, thresholds)
-    return float(values.mean() if statistic == "mean" else values.median())
+    figures = _statistics(scores.assign(all="all"), "all", (metric,), thresholds)
+    return float(figures[f"{metric}_{statistic}"].iloc[0])
+
+
+def _statistics(scores: pd.DataFrame, by: str, metrics: Sequence[str], thresholds: Sequence[float]) -> pd.DataFrame:
+    """Return ``<metric>_<statistic>`` of the images of each value of the column ``by``, in ascending order."""
+    import pandas as pd
+
+    rows = _rows_at(scores, thresholds)
+    images = _row_values(rows, metrics).groupby([rows[by], rows["image"]], sort=False).mean().groupby(level=0)
+    keys = [rows[by], rows["threshold"]]
+    sums = rows.groupby(keys)[["tp", "fp", "fn", "iou_sum"]].sum()
+    lenient = _is_lenient(rows).groupby(keys).all()
+    pooled = pd.DataFrame({metric: _metric_of(metric, sums, lenient) for metric in metrics}).groupby(level=0).mean()
+    parts = zip(STATISTICS, (images.mean(), images.median(), pooled), strict=True)
+    figures = pd.concat([part.add_suffix(f"_{statistic}") for statistic, part in parts], axis=1)
+    return figures[[f"{metric}_{statistic}" for metric in metrics for statistic in STATISTICS]].sort_index()
+
+
+def _is_lenient(rows: pd.DataFrame) -> pd.Series[bool]:
+    """Whether 0/0 is 1 in a row."""
+    return (rows["rule"] != "neurips") & rows["status"].isin(GOOD_STATUS)
+
+
+def _row_values(rows: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    import pandas as pd
+
+    lenient = _is_lenient(rows)
+    return pd.DataFrame({name: rows["f1"] if name == "f1" else _metric_of(name, rows, lenient) for name in metrics})
+
+
+def parse_thresholds(text: str) -> tuple[float, ...]:
+    """Read IoU thresholds from text: ``0.5``, ``0.5,0.75``, or ``0.5:0.9`` for 0.5, 0.55, …, 0.9.
+
+    Raises
+    ------
+    CellsegError
+        If the text is none of these or a threshold lies outside (0, 1].
+
+    Examples
+    --------
+    >>> parse_thresholds("0.5:0.6,0.75")
+    (0.5, 0.55, 0.6, 0.75)
+    """
+    found: list[float] = []
+    for part in text.split(","):
+        try:
+            bounds = [float(exact_threshold(float(bound))) for bound in part.split(":")]
+        except ValueError:
+            raise CellsegError(
+                f"thresholds must be IoU in (0, 1] such as 0.5, 0.5,0.75 or 0.5:0.9, not '{text}'"
+            ) from None
+        if len(bounds) == 1:
+            found += bounds
+            continue
+        steps = [round(20 * bound) for bound in bounds]
+        if len(bounds) != 2 or bounds != [step / 20 for step in steps] or bounds[0] >= bounds[1]:
+            raise CellsegError(f"a span of thresholds goes up in steps of 0.05, such as 0.5:0.9, not '{part}'")
+        found += [step / 20 for step in range(steps[0], steps[1] + 1)]
+    return tuple(dict.fromkeys(found))
 
 
 def _rows_at(scores: pd.DataFrame, thresholds: Sequence[float]) -> pd.DataFrame:
@@ -199,27 +266,61 @@ def summarize(scores: pd.DataFrame, by: str = "group") -> pd.DataFrame:
     """
     import pandas as pd
 
-    if by not in scores.columns:
-        raise CellsegError(f"scores cannot be grouped by {by!r}; columns are {', '.join(scores.columns)}")
     present = set(scores["threshold"])
     spans = {suffix: span for suffix, span in {"": (0.5,), **SPANS}.items() if present.issuperset(span) or scores.empty}
-    groups = [(name, part) for name, part in scores.groupby(by) if name != ""]
-    return pd.DataFrame([_summary(str(name), part, by, spans) for name, part in [*groups, ("all", scores)]])
+    return pd.concat([_summary(part, by, spans) for part in _groups(scores, by)], ignore_index=True)
 
 
-def _summary(name: str, scores: pd.DataFrame, by: str, spans: dict[str, tuple[float, ...]]) -> dict[str, Any]:
+def summarize_thresholds(scores: pd.DataFrame, by: str = "group") -> pd.DataFrame:
+    """Return one row per group and threshold, and those of ``all`` last.
+
+    Parameters
+    ----------
+    scores, by
+        As in :func:`summarize`.
+
+    Returns
+    -------
+    DataFrame
+        ``by``, ``threshold``, ``tp``, ``fp``, ``fn``, then ``f1``, ``ap`` and ``pq`` each with ``_mean``,
+        ``_median`` and ``_pooled``.
+
+    Raises
+    ------
+    CellsegError
+        If there is no such column.
+    """
+    import pandas as pd
+
+    counts = ["tp", "fp", "fn"]
+    parts = []
+    for part in _groups(scores, by):
+        sums = part.groupby([by, "threshold"])[counts].sum()
+        figures = [
+            _statistics(part[part["threshold"] == threshold], by, METRICS[:3], (threshold,)).assign(threshold=threshold)
+            for threshold in sorted(part["threshold"].unique())
+        ]
+        if figures:
+            at = pd.concat(figures).reset_index().set_index([by, "threshold"]).sort_index()
+            parts.append(pd.concat([sums, at], axis=1).reset_index())
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[by, "threshold", *counts])
+
+
+def _groups(scores: pd.DataFrame, by: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the rows that belong to a group, and all rows with ``all`` as their group."""
+    if by not in scores.columns:
+        raise CellsegError(f"scores cannot be grouped by {by!r}; columns are {', '.join(scores.columns)}")
+    return scores[scores[by] != ""], scores.assign(**{by: "all"})
+
+
+def _summary(scores: pd.DataFrame, by: str, spans: dict[str, tuple[float, ...]]) -> pd.DataFrame:
+    import pandas as pd
+
     first = scores.drop_duplicates("image")
-    row: dict[str, Any] = {
-        by: name,
-        "rule": "+".join(sorted(scores["rule"].unique())),
-        "n_images": len(first),
-        "n_empty": int((first["status"] == "empty").sum()),
-        "n_failed": int((~first["status"].isin(GOOD_STATUS)).sum()),
-        "n_true": int(first["n_true"].sum()),
-        "n_pred": int(first["n_pred"].sum()),
-    }
-    for suffix, span in spans.items():
-        for metric in METRICS[:5]:
-            for statistic in STATISTICS:
-                row[f"{metric}_{statistic}{suffix}"] = aggregate(scores, metric, span, statistic)
-    return row
+    images = first.assign(
+        n_images=1, n_empty=first["status"] == "empty", n_failed=~first["status"].isin(GOOD_STATUS)
+    ).groupby(by)
+    rules = images["rule"].agg(lambda names: "+".join(sorted(set(names)))).rename("rule")
+    counts = images[["n_images", "n_empty", "n_failed", "n_true", "n_pred"]].sum().astype(int)
+    figures = [_statistics(scores, by, METRICS[:5], span).add_suffix(suffix) for suffix, span in spans.items()]
+    return pd.concat([rules, counts, *figures], axis=1).reset_index()
