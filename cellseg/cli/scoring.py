@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cellseg.cli.app import Device, app, run_config, say
+from cellseg.cli.coco import evaluate_coco_file
 from cellseg.core import CellsegError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ SHOWN = ("group", "n_images", "n_true", "f1_mean", "f1_median", "f1_pooled", "f1
 
 @app.command()
 def evaluate(
-    truth: Annotated[Path, typer.Argument(help="Folder of true label images, an index.csv, or a run folder.")],
+    truth: Annotated[Path, typer.Argument(help="True label images, an index.csv, a COCO .json, or a run folder.")],
     pred: Annotated[Path | None, typer.Argument(help="Folder of predicted label images; not with a run.")] = None,
     rule: Annotated[Literal["strict", "neurips"], typer.Option(help="How a folder is scored.")] = "strict",
     split: Annotated[str | None, typer.Option(help="With an index: only this split.")] = None,
@@ -30,10 +31,13 @@ def evaluate(
     workers: Annotated[int, typer.Option(help="Processes.")] = 1,
     device: Device = "auto",
 ) -> None:
-    """Score predictions, or predict and score the evaluation sets of a run."""
+    """Score predictions (by LIVECell's COCO AP if TRUTH is a COCO file), or predict and score the sets of a run."""
     from cellseg.evaluate import evaluate as score
     from cellseg.evaluate import list_problems, write_scores
 
+    if truth.suffix.lower() == ".json":
+        evaluate_coco_file(truth, pred, out, other_options=rule != "strict" or split is not None)
+        return
     if pred is None:
         _evaluate_run(truth, rule, device, workers)
         return
