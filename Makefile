@@ -11,7 +11,7 @@ BIN := .venv/bin
 CELLSEG := $(BIN)/cellseg
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: help setup demo test test-slow lint types data preprocess train adapt eval tables real bench-data bench-metrics clean
+.PHONY: help setup demo test test-slow lint types data preprocess train adapt eval tables real bench-data bench-metrics bench-networks clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -82,6 +82,9 @@ bench-data: setup ## Parse a 250 MB COCO file: seconds and memory
 
 bench-metrics: setup ## Time and memory of matching, small to large
 	$(BIN)/python tests/bench/bench_metrics.py
+
+bench-networks: setup ## Speed of every network: experiments/results/bench_networks.md
+	$(BIN)/python tests/bench/bench_networks.py
 
 clean: ## Remove what the demo made
 	rm -rf data/synthetic data/prepared/synthetic $(RUNS)/demo_teacher $(RUNS)/demo_student

@@ -21,6 +21,7 @@ from cellseg.config import ModelConfig
 from cellseg.core import CellsegError
 from cellseg.files import atomic_path
 from cellseg.models.build import build_model
+from cellseg.models.network import Network
 
 WEIGHTS_NAME = "best.safetensors"
 STATE_NAME = "last.pt"
@@ -34,12 +35,12 @@ def save_weights(path: str | Path, model: nn.Module, config: ModelConfig, about:
         save_file(tensors, temporary, metadata)
 
 
-def load_weights(path: str | Path) -> tuple[nn.Module, ModelConfig, dict[str, Any]]:
+def load_weights(path: str | Path) -> tuple[Network, ModelConfig, dict[str, Any]]:
     """Build the network a weights file describes and fill it.
 
     Returns
     -------
-    model : torch.nn.Module
+    model : Network
         On the CPU, in eval mode.
     config : ModelConfig
         Its configuration, normalisation rule and reference diameter included.

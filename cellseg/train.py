@@ -211,11 +211,13 @@ def start(run: RunConfig, fabric: Fabric) -> tuple[State, dict[str, Any]]:
     """Build the student, from scratch or from ``train.init``, its optimizer, average and anchor."""
     about: dict[str, Any] = {}
     if run.train.init is None:
+        _refuse_to_freeze_fresh_weights(run)
         model = build_model(run.model)
     else:
         model, config, about = load_weights(run.train.init)
         if config != run.model.model_copy(update={"dropout": config.dropout}):
             raise CellsegError(f"{run.train.init}: its model is {config}, but the configuration wants {run.model}")
+    model.freeze(encoder=run.train.freeze_encoder, statistics=run.train.freeze_norm_statistics)
     anchored = run.train.l2sp_alpha > 0
     penalty = L2SP(model, run.train.l2sp_alpha, convention=run.train.l2sp_convention) if run.train.init else None
     averaged = EmaTeacher(model, run.train.ema) if run.train.ema > 0 else None
@@ -229,10 +231,17 @@ def start(run: RunConfig, fabric: Fabric) -> tuple[State, dict[str, Any]]:
     return State(student, optimizer, averaged, penalty), about
 
 
+def _refuse_to_freeze_fresh_weights(run: RunConfig) -> None:
+    for word in ("freeze_encoder", "freeze_norm_statistics"):
+        if getattr(run.train, word):
+            raise CellsegError(f"train.{word} keeps what train.init brings, but train.init is not set")
+
+
 def _optimizer(run: RunConfig, model: nn.Module, decay: float) -> torch.optim.Optimizer:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if run.train.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), lr=run.train.lr, momentum=0.9, nesterov=True, weight_decay=decay)
-    return torch.optim.AdamW(model.parameters(), lr=run.train.lr, weight_decay=decay)
+        return torch.optim.SGD(trained, lr=run.train.lr, momentum=0.9, nesterov=True, weight_decay=decay)
+    return torch.optim.AdamW(trained, lr=run.train.lr, weight_decay=decay)
 
 
 def learning_rate(run: RunConfig, step: int) -> float:

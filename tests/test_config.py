@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from cellseg.config import RunConfig, check_config, load_config, parse_override, read_run
+from cellseg.config import ModelConfig, RunConfig, check_config, load_config, parse_override, read_run
 from cellseg.core import CellsegError
 
 
@@ -17,6 +19,12 @@ from cellseg.core import CellsegError
         ({"model": {"size": "huge"}}, "'model.size' = 'huge'"),
         ({"augment": {"scale_min": 2.0, "scale_max": 1.0}}, "scale_min (2.0) must not exceed"),
         ({"model": {"normalize": {"low": 99.0, "high": 1.0}}}, "must be below high"),
+        ({"model": {"network": "u_net"}}, "'model.network' = 'u_net'"),
+        ({"model": {"network": "flexible_unet", "size": "small"}}, "size ('small') means nothing for flexible_unet"),
+        ({"model": {"network": "flexible_unet", "norm": "group"}}, "norm ('group') cannot be chosen for flexible_unet"),
+        ({"model": {"network": "flexible_unet", "backbone": "vgg16"}}, "'model.backbone' = 'vgg16'"),
+        ({"model": {"network": "unet", "backbone": "resnet18"}}, "backbone ('resnet18') belongs to flexible_unet"),
+        ({"train": {"freeze_norm_statistics": True}}, "configuration: train.freeze_norm_statistics wants batch norm"),
         ({"data": 3}, "'data' = 3"),
         ({"data": {"evaluate": [{"index": "a", "name": "a/b"}]}}, "'data.evaluate.0.name' = 'a/b'"),
     ],
@@ -58,3 +66,31 @@ def test_missing_and_broken_files_are_named(tmp_path):
     for name, message in (("none.toml", "no such"), ("x.toml", "cannot be read as TOML")):
         with pytest.raises(CellsegError, match=message):
             load_config(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("model", "resolved"),
+    [
+        ({}, ("small", None, "instance")),
+        ({"network": "unet", "norm": "group"}, ("small", None, "group")),
+        ({"network": "flexible_unet"}, (None, "efficientnet-b0", "batch")),
+        ({"network": "flexible_unet", "backbone": "resnet18"}, (None, "resnet18", "batch")),
+    ],
+)
+def test_a_network_brings_its_own_defaults_and_loads_back_equal(model, resolved):
+    config = check_config({"model": model}).model
+    assert (config.size, config.backbone, config.norm) == resolved
+    assert ModelConfig.model_validate_json(config.model_dump_json()) == config
+    assert check_config({"model": config.model_dump()}).model == config
+
+
+def test_the_header_of_an_older_checkpoint_still_says_the_same_network():
+    header = '{"network":"half_unet","size":"tiny","representation":"flow","norm":"batch","dropout":0.0}'
+    assert ModelConfig.model_validate_json(header) == ModelConfig(size="tiny", norm="batch")
+
+
+def test_the_shared_base_fits_a_network_with_a_backbone(tmp_path):
+    base = Path(__file__).parent.parent / "experiments" / "base.toml"
+    (tmp_path / "run.toml").write_text(f'base = "{base}"\n[model]\nnetwork = "flexible_unet"\n')
+    assert load_config(tmp_path / "run.toml").model.backbone == "efficientnet-b0"
+    assert load_config(base).model.size == "small"

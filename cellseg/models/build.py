@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from cellseg.config import ModelConfig
 from cellseg.instances import representation
+from cellseg.models.network import Network
 
 
-def build_model(config: ModelConfig) -> nn.Module:
-    """Build the network of a configuration with fresh weights.
+def build_model(config: ModelConfig) -> Network:
+    """Build the network of a configuration with fresh weights; nothing is downloaded.
 
     Parameters
     ----------
     config : ModelConfig
-        Network, size, normalisation, dropout and representation.
+        Network, size or backbone, normalisation, dropout and representation.
 
     Returns
     -------
-    torch.nn.Module
+    Network
         Maps images ``(B, 3, H, W)`` to raw maps ``(B, K, H, W)``.
     """
-    from cellseg.models.half_unet import HalfUNet
+    n_maps = representation(config.representation).N_MAPS
+    if config.network == "half_unet":
+        from cellseg.models.half_unet import HalfUNet
 
-    return HalfUNet(representation(config.representation).N_MAPS, config)
+        return HalfUNet(n_maps, config)
+    from cellseg.models.monai_unets import BackboneUNet, ResidualUNet
+
+    return ResidualUNet(n_maps, config) if config.network == "unet" else BackboneUNet(n_maps, config)
