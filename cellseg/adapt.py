@@ -18,7 +18,7 @@ from cellseg.config import RunConfig
 from cellseg.core import CellsegError, Record
 from cellseg.datasets.crops import CropDataset
 from cellseg.images import normalize, read_image
-from cellseg.losses import Parts, consistency_target, flow_loss
+from cellseg.losses import Parts, consistency_target, foreground_target, representation_loss
 from cellseg.models.teacher import EmaTeacher
 from cellseg.predict import load
 from cellseg.progress import track
@@ -57,15 +57,16 @@ def adapt(run: RunConfig, out: str | Path, *, seed: int = 0, resume: bool = Fals
         assert teacher is not None
         crop = views(micro_step).to(fabric.device)
         with torch.no_grad(), fabric.autocast():
-            target, trusted = consistency_target(teacher(crop.weak), run.adapt.confidence)
+            target, trusted = consistency_target(teacher(crop.weak), run.adapt.confidence, run.model.representation)
         maps = state.student(layout(crop.strong, run))
         weight = trusted * crop.weight
-        consistency, _ = flow_loss(maps, target, weight)
+        consistency, _ = representation_loss(maps, target, weight, run.model.representation)
         loss = ramp(run, state.step) * consistency
+        teacher_foreground = foreground_target(target, run.model.representation) > 0.5
         parts = {
             "consistency": consistency.detach(),
             "kept": weight.sum() / crop.weight.sum().clamp(min=1),
-            "teacher_foreground": ((target[:, :1] > 0.5) * crop.weight).sum() / crop.weight.sum().clamp(min=1),
+            "teacher_foreground": (teacher_foreground * crop.weight).sum() / crop.weight.sum().clamp(min=1),
         }
         ids = list(crop.ids)
         if batches is not None:

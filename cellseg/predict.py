@@ -115,8 +115,9 @@ class Segmenter:
     def _flipped(self, x: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
         maps = torch.flip(self._tiled(torch.flip(x, axes)), axes)
         sign = torch.ones(maps.shape[1], device=maps.device)
-        for axis in axes:
-            sign[axis - 1] = -1  # map 1 is dy and flips with axis 2, map 2 is dx and flips with axis 3
+        for axis, vector in zip((2, 3), representation(self.config.representation).VECTORS, strict=False):
+            if axis in axes:  # dy changes sign with the rows, dx with the columns
+                sign[vector] = -1
         return maps * sign[:, None, None]
 
     def _tiled(self, x: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,7 @@ from cellseg.datasets.crops import CropDataset, Crops
 from cellseg.datasets.index import select
 from cellseg.files import write_text
 from cellseg.images import read_image, read_labels
-from cellseg.losses import Parts, flow_loss
+from cellseg.losses import Parts, representation_loss
 from cellseg.metrics import match
 from cellseg.models.build import build_model
 from cellseg.models.teacher import EmaTeacher
@@ -93,7 +93,7 @@ def train(run: RunConfig, out: str | Path, *, seed: int = 0, resume: bool = Fals
 def supervised_loss(state: State, batch: Crops, run: RunConfig) -> tuple[torch.Tensor, Parts, Sequence[str]]:
     """Return the loss of the student on labelled crops, its parts and the ids of the images."""
     maps = state.student(layout(batch.weak, run))
-    loss, parts = flow_loss(maps, batch.target, batch.weight)
+    loss, parts = representation_loss(maps, batch.target, batch.weight, run.model.representation)
     return loss, parts, batch.ids
 
 

@@ -198,12 +198,13 @@ def test_flow_threshold_drops_cells_without_a_consistent_flow():
     assert flow.decode(maps, flow_threshold=0.4, min_size=1).max() == 8
 
 
-def test_confidence_is_the_clipped_norm():
-    maps = np.zeros((3, 1, 3), np.float32)
-    maps[1, 0] = [0, 3, 30]
-    maps[2, 0] = [0, 4, 40]
+def test_confidence_is_the_clipped_norm_on_cells():
+    maps = np.zeros((3, 1, 4), np.float32)
+    maps[0, 0] = [8, 8, 8, -np.log(4)]
+    maps[1, 0] = [0, 3, 30, 30]
+    maps[2, 0] = [0, 4, 40, 40]
     maps[1:, 0, 1] /= 2
-    assert np.allclose(flow.confidence(maps), [[0, 0.5, 1]])
+    assert np.allclose(flow.confidence(maps), [[0, 0.5, 1, 0.8]])
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_the_anchor_survives_resume(index, teacher, tmp_path):
 def test_a_loss_that_is_not_finite_stops_with_step_and_images(index, tmp_path, monkeypatch):
     from cellseg import train as module
 
-    monkeypatch.setattr(module, "flow_loss", lambda maps, target, weight: (maps.sum() * math.nan, {}))
+    monkeypatch.setattr(module, "representation_loss", lambda maps, *_: (maps.sum() * math.nan, {}))
     with pytest.raises(CellsegError, match="loss is nan at step 0, images 0, 1"):
         train(make_run(index), tmp_path / "nan", device="cpu")
     assert not (tmp_path / "nan" / "best.safetensors").exists()

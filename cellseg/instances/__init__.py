@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 from cellseg.core import CellsegError
+from cellseg.instances.interface import Representation
 
 
-def representation(name: str) -> ModuleType:
-    """Return the module of a representation; it has ``N_MAPS``, ``encode``, ``decode``, ``warp`` and ``confidence``."""
-    if name == "flow":
-        from cellseg.instances import flow
+def representation(name: str) -> Representation:
+    """Return a representation by the name that ``model.representation`` gives it.
 
-        return flow
-    raise CellsegError(f"unknown representation '{name}'; known: flow")
+    Raises
+    ------
+    CellsegError
+        If there is none of that name.
+    """
+    from cellseg.instances import boundary, distance, flow
+
+    known: dict[str, Representation] = {"flow": flow, "distance": distance, "boundary": boundary}
+    if name not in known:
+        raise CellsegError(f"unknown representation '{name}'; known: {', '.join(known)}")
+    return known[name]

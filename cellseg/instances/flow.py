@@ -15,6 +15,7 @@ from scipy import ndimage, sparse, spatial
 
 from cellseg.core import CellsegError, Labels
 from cellseg.instances.diffusion import directions
+from cellseg.instances.interface import IDEAL_LOGIT, ConfidenceRule, Maps, Term, drop_small, renumber, sigmoid
 
 N_MAPS = 3
 """Maps of this representation: foreground, dy, dx."""
@@ -22,7 +23,15 @@ N_MAPS = 3
 FLOW_SCALE = 5.0
 """The network predicts this multiple of the unit flow (Cellpose), so that both losses weigh alike."""
 
-_IDEAL_LOGIT = 8.0
+LOSS: tuple[Term, ...] = (
+    Term("foreground", "bce", slice(0, 1)),
+    Term("flow", "mse", slice(1, 3), scale=FLOW_SCALE, weight=0.5),
+)
+"""The form of Cellpose: binary cross-entropy plus half the squared error of the scaled flow."""
+
+VECTORS: tuple[int, ...] = (1, 2)
+CONFIDENCE: ConfidenceRule = "direction"
+
 _JUMPS = 8
 """Doublings of the path: 256 steps of one pixel, enough for cells of several hundred pixels."""
 _FRAGMENT = 0.5
@@ -31,22 +40,15 @@ _MERGE_FRAGMENT, _MERGE_EQUAL = 0.8, 0.35
 """Two sinks are one cell when they are nearer than this share of the larger radius. Sinks alike in size are joined
 more reluctantly: the centres of long cells lying side by side are only a cell's width apart."""
 
-Maps = NDArray[np.float32]
-
 
 def encode(labels: Labels) -> Maps:
     """Make the foreground and flow targets of an instance image.
 
-    Parameters
-    ----------
-    labels : ndarray of int32, shape (H, W)
-        Instance image, 0 is background. Pieces of one id that do not touch get one centre each.
-
     Returns
     -------
     ndarray of float32, shape (3, H, W)
-        Foreground (0 or 1), dy and dx; the flow has norm 1 on cells and 0 elsewhere. A cell whose heat has
-        no slope at a pixel (its centre, a cell of one pixel) has flow 0 there.
+        Foreground (0 or 1), then the flow (dy, dx) of :func:`cellseg.instances.diffusion.directions`, 0 outside
+        cells.
     """
     if labels.ndim != 2:
         raise CellsegError(f"flow.encode wants labels of shape (H, W), got {labels.shape}")
@@ -55,6 +57,11 @@ def encode(labels: Labels) -> Maps:
     target[0, rows, columns] = 1
     target[1:, rows, columns] = flow
     return target
+
+
+def encode_foreground(mask: NDArray[np.bool_]) -> Maps:
+    """Make the target of a foreground mask ``(H, W)``: the mask, and flow 0, which no loss may look at."""
+    return np.concatenate([mask[None].astype(np.float32), np.zeros((2, *mask.shape), np.float32)])
 
 
 def ideal_maps(target: Maps) -> Maps:
@@ -66,7 +73,7 @@ def ideal_maps(target: Maps) -> Maps:
         Output of :func:`encode`.
     """
     maps = np.empty_like(target)
-    maps[0] = np.where(target[0] > 0, _IDEAL_LOGIT, -_IDEAL_LOGIT)
+    maps[0] = np.where(target[0] > 0, IDEAL_LOGIT, -IDEAL_LOGIT)
     maps[1:] = FLOW_SCALE * target[1:]
     return maps
 
@@ -111,22 +118,32 @@ def decode(
     labels.ravel()[inside] = _group(_arrivals(maps[1:] / FLOW_SCALE, mask)[inside], mask.shape, diameter)
     if flow_threshold is not None:
         labels = _drop_inconsistent(labels, maps, flow_threshold)
-    return _keep(labels, np.bincount(labels.ravel()) >= max(min_size, 1))
+    return drop_small(labels, min_size)
+
+
+def foreground(maps: Maps) -> NDArray[np.float32]:
+    """Return the foreground probability ``(H, W)`` of raw network output ``(3, H, W)``."""
+    return sigmoid(maps[0])
 
 
 def confidence(maps: Maps) -> NDArray[np.float32]:
-    """Return the norm of the predicted flow clipped to [0, 1], shape (H, W): low where the direction is unsure.
+    """Return how sure raw network output is, shape (H, W): low where the direction is unsure.
 
     Parameters
     ----------
     maps : ndarray of float32, shape (3, H, W)
         Raw network output.
+
+    Returns
+    -------
+    ndarray of float32, shape (H, W)
+        On cells the norm of the predicted flow clipped to [0, 1], elsewhere the probability of background.
     """
-    norm: NDArray[np.float32] = np.hypot(maps[1], maps[2]) / np.float32(FLOW_SCALE)
-    return np.minimum(norm, np.float32(1))
+    norm = np.hypot(maps[1], maps[2]) / np.float32(FLOW_SCALE)
+    return np.asarray(np.where(maps[0] > 0, np.minimum(norm, 1), 1 - foreground(maps)), np.float32)
 
 
-def transform_flow(flow: NDArray[np.float32], matrix: NDArray[np.float64]) -> NDArray[np.float32]:
+def transform_flow(flow: NDArray[np.float32], matrix: NDArray[np.floating]) -> NDArray[np.float32]:
     """Turn flow vectors as a geometric transform turns directions, and bring them back to unit norm.
 
     Parameters
@@ -147,7 +164,7 @@ def transform_flow(flow: NDArray[np.float32], matrix: NDArray[np.float64]) -> ND
     return np.asarray(turned / np.where(norm > 1e-6, norm, 1), np.float32)
 
 
-def warp(target: Maps, matrix: NDArray[np.float64]) -> Maps:
+def warp(target: Maps, matrix: NDArray[np.floating]) -> Maps:
     """Turn the vectors of a target whose pixels were already moved; see :func:`transform_flow`.
 
     Parameters
@@ -200,12 +217,4 @@ def _drop_inconsistent(labels: Labels, maps: Maps, threshold: float) -> Labels:
     expected = encode(labels)[1:]
     error = ((expected - maps[1:] / FLOW_SCALE) ** 2).sum(axis=0)
     mean = np.bincount(labels.ravel(), error.ravel()) / np.maximum(np.bincount(labels.ravel()), 1)
-    return _keep(labels, mean <= threshold)
-
-
-def _keep(labels: Labels, kept: NDArray[np.bool_]) -> Labels:
-    """Blank the ids that are not kept and renumber the rest from 1."""
-    kept = kept.copy()
-    kept[0] = False
-    numbers = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
-    return np.asarray(numbers[labels], np.int32)
+    return renumber(labels, mean <= threshold)

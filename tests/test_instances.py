@@ -1,0 +1,104 @@
+"""What every representation must do, whichever it is."""
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from cellseg.config import ModelConfig, PredictConfig
+from cellseg.core import CellsegError
+from cellseg.instances import representation
+from cellseg.predict import Segmenter
+
+NAMES = ("flow", "distance", "boundary")
+MOVES = {
+    "flip y": (lambda a: a[..., ::-1, :], [[-1, 0], [0, 1]]),
+    "flip x": (lambda a: a[..., ::-1], [[1, 0], [0, -1]]),
+    "rot90": (lambda a: np.rot90(a, axes=(-2, -1)), [[0, -1], [1, 0]]),
+    "transpose": (lambda a: np.swapaxes(a, -1, -2), [[0, 1], [1, 0]]),
+}
+
+
+@pytest.fixture
+def disks():
+    rows, columns = np.indices((60, 71))
+    labels = np.zeros((60, 71), np.int32)
+    for number, (y, x, r) in enumerate([(18, 20, 12), (30, 45, 15), (50, 12, 8)], start=1):
+        labels[(rows - y) ** 2 + (columns - x) ** 2 <= r**2] = number
+    return labels
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_and_modules_name_the_same_representations(name):
+    module = representation(ModelConfig(representation=name).representation)
+    assert module.__name__ == f"cellseg.instances.{name}"
+
+
+def test_an_unknown_representation_is_named():
+    with pytest.raises(CellsegError, match="unknown representation 'stars'; known: flow, distance, boundary"):
+        representation("stars")
+    with pytest.raises(ValidationError):
+        ModelConfig(representation="stars")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_terms_cover_every_map_and_the_first_is_the_foreground(name):
+    module = representation(name)
+    assert module.LOSS[0].name == "foreground"
+    assert {map_ for term in module.LOSS for map_ in range(module.N_MAPS)[term.maps]} == set(range(module.N_MAPS))
+    assert set(module.VECTORS) <= set(range(module.N_MAPS))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_foreground_of_a_mask_and_of_labels_agree(name, disks):
+    module = representation(name)
+    for target in (module.encode(disks), module.encode_foreground(disks > 0)):
+        assert target.shape == (module.N_MAPS, *disks.shape)
+        assert target.dtype == np.float32
+        assert np.array_equal(module.foreground(module.ideal_maps(target)) > 0.5, disks > 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_confidence_is_a_share(name):
+    module = representation(name)
+    maps = np.random.default_rng(0).normal(0, 6, (module.N_MAPS, 20, 30)).astype(np.float32)
+    confidence = module.confidence(maps)
+    assert confidence.shape == (20, 30)
+    assert confidence.dtype == np.float32
+    assert 0 <= confidence.min() < 0.5 < confidence.max() <= 1
+
+
+@pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_moved_target_is_the_target_of_moved_labels(name, move, disks):
+    module, (turn, matrix) = representation(name), move
+    moved = module.warp(np.ascontiguousarray(turn(module.encode(disks))), np.array(matrix, float))
+    expected = module.encode(np.ascontiguousarray(turn(disks)))
+    # Where the two coordinates' medians lie between pixels, a centre may fall one pixel aside.
+    assert np.quantile(np.abs(moved - expected), 0.97) < 1e-3
+
+
+class Equivariant(torch.nn.Module):
+    """A network whose output turns with its input: the image, its slopes dy and dx, or copies of it."""
+
+    def __init__(self, n_maps, vectors):
+        super().__init__()
+        self.n_maps, self.vectors = n_maps, vectors
+
+    def forward(self, x):
+        maps = x[:, :1].repeat(1, self.n_maps, 1, 1)
+        for axis, vector in zip((2, 3), self.vectors, strict=False):
+            maps[:, vector] = (torch.roll(x, 1, axis) - torch.roll(x, -1, axis))[:, 0]
+        return maps
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_flips_at_test_time_turn_vectors_back(name):
+    module, config = representation(name), ModelConfig(representation=name)
+    image = np.random.default_rng(0).random((40, 50, 3), np.float32)
+    network = Equivariant(module.N_MAPS, module.VECTORS)
+    plain, flipped = (
+        Segmenter(network, config, PredictConfig(tta=tta), torch.device("cpu"), {}).maps(image) for tta in (False, True)
+    )
+    assert np.allclose(plain, flipped, atol=1e-6)
+    assert np.abs(plain).max() > 0.5
