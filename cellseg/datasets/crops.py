@@ -1,17 +1,18 @@
 """Training crops: a batch is a pure function of (seed, step), so resuming is exact and workers are free.
 
 Each image is read, normalised, brought to the network's reference diameter and encoded once, then kept in a
-bounded cache. A crop is one affine warp of that image and of its targets (scale, rotation, flip, position);
-vectors are turned with their pixels. Pixels outside the image have weight 0.
+bounded cache; of a slide only the window that a crop touches is read, each time. A crop is one affine warp of that
+image and of its targets (scale, rotation, flip, position); vectors are turned with their pixels. Pixels outside the
+image have weight 0, and so has whatever the kind of its labels leaves open.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -20,15 +21,12 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from cellseg.config import AugmentConfig, ModelConfig
-from cellseg.core import CellsegError, Image, Labels, Record, Sample
-from cellseg.images import normalize, read_image, read_labels
+from cellseg.core import Image, Record, Sample
+from cellseg.datasets.samples import load_sample
+from cellseg.datasets.sampling import draw_from_groups, draw_image, group_members
+from cellseg.datasets.targets import Prepared, prepare_whole
+from cellseg.datasets.windowed import Slide, open_slide, prepare_window
 from cellseg.instances import representation
-
-Half = NDArray[np.float16]
-View = Callable[[Image, int], Image]
-
-ZOOM_LIMITS = (0.1, 4.0)
-"""Images are never shrunk below a tenth or magnified beyond four times."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,9 @@ class Crops:
         Two views of the same pixels.
     target : float32 Tensor (B, K, H, W)
         Encoded labels; zeros where there are none.
-    weight : float32 Tensor (B, 1, H, W)
-        1 inside the image, 0 outside.
+    weight : float32 Tensor (B, 2, H, W)
+        Channel 0 weighs the foreground term, channel 1 the terms that only instances can tell: 0 outside the image
+        and where the labels say nothing, 1 elsewhere. Without labels asked for, both are 1 inside the image.
     ids : tuple of str
         Image of each crop.
     """
@@ -57,64 +56,6 @@ class Crops:
         """Move every tensor to a device."""
         tensors = [t.to(device, non_blocking=True) for t in (self.weak, self.strong, self.target, self.weight)]
         return Crops(tensors[0], tensors[1], tensors[2], tensors[3], self.ids)
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    image: Half
-    target: Half | None
-
-    @property
-    def n_bytes(self) -> int:
-        return self.image.nbytes + (0 if self.target is None else self.target.nbytes)
-
-
-def zoom_for(diameter: float | None, reference_diameter: float) -> float:
-    """Return the factor that brings cells of a diameter to the reference, within :data:`ZOOM_LIMITS`."""
-    if not diameter:
-        return 1.0
-    return float(np.clip(reference_diameter / diameter, *ZOOM_LIMITS))
-
-
-def resize_image(image: Image, zoom: float) -> Image:
-    """Scale an image ``(H, W, C)``, averaging areas when shrinking."""
-    if abs(zoom - 1) < 0.02:
-        return image
-    height, width = (max(1, round(side * zoom)) for side in image.shape[:2])
-    method = cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
-    resized = cv2.resize(image, (width, height), interpolation=method)
-    return np.asarray(resized, np.float32).reshape(height, width, image.shape[2])
-
-
-def resize_labels(labels: Labels, shape: tuple[int, int]) -> Labels:
-    """Scale labels to ``(height, width)`` by the nearest pixel; ids are never mixed."""
-    if labels.shape == shape:
-        return labels
-    rows, columns = (
-        ((np.arange(new) + 0.5) * old / new).astype(np.intp) for new, old in zip(shape, labels.shape, strict=True)
-    )
-    return np.ascontiguousarray(labels[rows[:, None], columns])
-
-
-def load_sample(record: Record, config: ModelConfig, diameter: float | None, *, with_labels: bool = True) -> Sample:
-    """Read one image and its labels and bring them to the network's scale.
-
-    Raises
-    ------
-    CellsegError
-        If labels and image differ in size, or a file cannot be read.
-    """
-    image = normalize(read_image(record.image), config.normalize)
-    labels = None
-    if with_labels and record.labels is not None:
-        labels = read_labels(record.labels)
-        if labels.shape != image.shape[:2]:
-            raise CellsegError(f"{record.labels}: labels are {labels.shape} but the image is {image.shape[:2]}")
-    zoom = zoom_for(diameter, config.reference_diameter)
-    image = resize_image(image, zoom)
-    if labels is not None:
-        labels = resize_labels(labels, (image.shape[0], image.shape[1]))
-    return Sample(record, image, labels, zoom)
 
 
 class SampleDataset(Dataset[Sample]):
@@ -153,7 +94,9 @@ class CropDataset(Dataset[Crops]):
     labelled : bool
         Whether labels are read and encoded.
     cache_mb : int
-        Memory for prepared images.
+        Memory for prepared images; slides are never held.
+    balance : {"image", "group"}
+        What crops are drawn evenly over.
     """
 
     def __init__(  # noqa: PLR0913 (each is one plain fact of the batch; they have no natural grouping)
@@ -169,6 +112,7 @@ class CropDataset(Dataset[Crops]):
         rank: int = 0,
         world: int = 1,
         cache_mb: int = 4096,
+        balance: Literal["image", "group"] = "image",
     ) -> None:
         from cellseg.datasets.augment import View
 
@@ -177,7 +121,9 @@ class CropDataset(Dataset[Crops]):
         self.batch_size, self.crop_size = shape
         self.rank, self.world = rank, world
         self._cache_bytes, self._held = cache_mb * 2**20, 0
-        self._cache: OrderedDict[int, _Prepared] = OrderedDict()
+        self._cache: OrderedDict[int, Prepared] = OrderedDict()
+        self._slides: dict[int, Slide | None] = {}
+        self._groups = group_members(self.records) if balance == "group" else None
         self._weak = View(augment.weak, augment.invert if labelled else 0.0)
         self._strong = View(augment.strong, 0.0)
 
@@ -192,29 +138,41 @@ class CropDataset(Dataset[Crops]):
         return Crops(first, second, torch.from_numpy(np.stack(target)), torch.from_numpy(np.stack(weight)), ids)
 
     def _crop(self, number: int) -> tuple[Image, Image, NDArray[np.float32], NDArray[np.float32], str]:
-        epoch, place = divmod(number, len(self.records))
-        index = int(np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.records))[place])
+        if self._groups is None:
+            index = draw_image(number, len(self.records), self.seed)
+        else:
+            index = draw_from_groups(number, self._groups, self.seed)
         rng = np.random.default_rng([self.seed, 2, number])
-        prepared = self._prepared(index)
-        matrix = sample_matrix(rng, prepared.image.shape[:2], self.crop_size, self.augment)
-        image, target, weight = self._warp(prepared, matrix)
+        slide = self._slide(index)
+        if slide is None:
+            prepared = self._prepared(index)
+            matrix = sample_matrix(rng, prepared.image.shape[:2], self.crop_size, self.augment)
+            image, target, weight = self._warp(prepared, matrix)
+        else:
+            matrix = sample_matrix(rng, slide.shape, self.crop_size, self.augment)
+            image, target, weight = self._warp(*self._window_of(index, slide, matrix))
         seeds = rng.integers(2**31, size=2)
         weak = self._weak(image, int(seeds[0]))
         strong = weak if self.labelled else self._strong(image, int(seeds[1]))
         return weak, strong, target, weight, self.records[index].id
 
-    def _prepared(self, index: int) -> _Prepared:
+    def _slide(self, index: int) -> Slide | None:
+        if index not in self._slides:
+            record, diameter = self.records[index], self.diameters[index]
+            self._slides[index] = open_slide(record, self.model, diameter, labelled=self.labelled)
+        return self._slides[index]
+
+    def _window_of(self, index: int, slide: Slide, matrix: NDArray[np.float64]) -> tuple[Prepared, NDArray[np.float64]]:
+        """Prepare what a crop touches of a slide, and the crop's matrix in that part."""
+        window = _window(matrix, self.crop_size, slide.shape)
+        part, place = prepare_window(self.records[index], self.model, slide, window, labelled=self.labelled)
+        return part, place @ np.vstack([matrix, [0, 0, 1]])
+
+    def _prepared(self, index: int) -> Prepared:
         if index in self._cache:
             self._cache.move_to_end(index)
             return self._cache[index]
-        sample = load_sample(self.records[index], self.model, self.diameters[index], with_labels=self.labelled)
-        image = sample.image
-        if np.array_equal(image[..., 0], image[..., 1]) and np.array_equal(image[..., 0], image[..., 2]):
-            image = image[..., :1]
-        target = None
-        if sample.labels is not None:
-            target = representation(self.model.representation).encode(sample.labels).astype(np.float16)
-        prepared = _Prepared(image.astype(np.float16), target)
+        prepared = prepare_whole(self.records[index], self.model, self.diameters[index], labelled=self.labelled)
         self._cache[index] = prepared
         self._held += prepared.n_bytes
         while self._held > self._cache_bytes and len(self._cache) > 1:
@@ -222,7 +180,7 @@ class CropDataset(Dataset[Crops]):
         return prepared
 
     def _warp(
-        self, prepared: _Prepared, matrix: NDArray[np.float64]
+        self, prepared: Prepared, matrix: NDArray[np.float64]
     ) -> tuple[Image, NDArray[np.float32], NDArray[np.float32]]:
         size = self.crop_size
         rows, columns = _window(matrix, size, prepared.image.shape[:2])
@@ -231,7 +189,10 @@ class CropDataset(Dataset[Crops]):
         image = _affine(prepared.image[rows, columns].astype(np.float32), shifted, size, cv2.BORDER_REFLECT_101)
         image = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
         inside = np.ones((rows.stop - rows.start, columns.stop - columns.start, 1), np.float32)
-        weight = _affine(inside, shifted, size, cv2.BORDER_CONSTANT, cv2.INTER_NEAREST)[..., 0][None]
+        if prepared.known is not None:
+            inside[..., 0] = prepared.known[rows, columns]
+        inside = _affine(inside, shifted, size, cv2.BORDER_CONSTANT, cv2.INTER_NEAREST)[..., 0]
+        weight = np.stack([np.float32(factor) * inside for factor in prepared.weight])
         module = representation(self.model.representation)
         if prepared.target is None:
             return image, np.zeros((module.N_MAPS, size, size), np.float32), weight
