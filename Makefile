@@ -24,16 +24,16 @@ setup: .venv/.installed ## Make .venv with the package and the pinned dependenci
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: setup ## The whole pipeline on synthetic images: a table and a picture in a few minutes
+demo: setup ## The whole pipeline on synthetic images: a table and a page in a few minutes
 	$(CELLSEG) prepare synthetic --root data/synthetic --out data/prepared/synthetic --seed $(SEED)
 	rm -rf $(RUNS)/demo_teacher/s$(SEED) $(RUNS)/demo_student/s$(SEED)
 	$(CELLSEG) train experiments/demo_teacher.toml --seed $(SEED)
 	$(CELLSEG) adapt experiments/demo_student.toml --seed $(SEED) --set train.init=$(RUNS)/demo_teacher/s$(SEED)
 	$(CELLSEG) evaluate $(RUNS)/demo_teacher/s$(SEED)
 	$(CELLSEG) evaluate $(RUNS)/demo_student/s$(SEED)
-	$(CELLSEG) report $(RUNS)/demo_teacher/s$(SEED) $(RUNS)/demo_student/s$(SEED) --set target --out $(RUNS)/demo.png
+	$(CELLSEG) report $(RUNS)/demo_teacher/s$(SEED) $(RUNS)/demo_student/s$(SEED) --out $(RUNS)/demo.html
 	$(CELLSEG) table experiments/tables/demo.toml --out $(RUNS)
-	@echo "Picture: $(RUNS)/demo.png"
+	@echo "Open in a browser: $(RUNS)/demo.html"
 
 test: setup lint types ## Lint, types and the tests
 	$(BIN)/python -m pytest

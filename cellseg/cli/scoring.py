@@ -65,17 +65,22 @@ def table(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, the teacher first.")],
-    evaluation: Annotated[str | None, typer.Option("--set", help="Evaluation set; the first by default.")] = None,
-    images: Annotated[int, typer.Option(help="Images to show.")] = 3,
-    out: Annotated[Path | None, typer.Option(help="PNG file.")] = None,
+    runs: Annotated[list[Path], typer.Argument(help="Run folders with scores, the teacher first.")],
+    evaluation: Annotated[str | None, typer.Option("--set", help="Only this evaluation set.")] = None,
+    images: Annotated[int, typer.Option(min=0, help="Images to show of each set.")] = 3,
+    title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
+    out: Annotated[Path | None, typer.Option(help="HTML file (default: report.html in the last run), or PNG.")] = None,
 ) -> None:
-    """Draw images with true and predicted outlines, one column a run."""
-    chosen = next((s for s in run_config(runs[-1]).data.evaluate if evaluation in (None, s.name)), None)
-    if chosen is None:
-        raise CellsegError(f"{runs[-1]}: no evaluation set '{evaluation or ''}' in its configuration")
-    path = out or runs[-1] / "report.png"
-    _draw(runs, chosen, images, path)
+    """Show what was gained and lost: one HTML page that opens anywhere, or a PNG of outlines."""
+    path = out or runs[-1] / "report.html"
+    if path.suffix.lower() == ".png":
+        from cellseg.report.picture import write_picture_of_runs
+
+        write_picture_of_runs(runs, path, evaluation, images)
+    else:
+        from cellseg.report.page import write_page
+
+        write_page(runs, path, evaluation=evaluation, images=images, title=title)
     print(path)
 
 
@@ -136,23 +141,3 @@ def _show_scores(scores: Any, title: str) -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(shown)
     for problem in list_problems(scores):
         say(problem)
-
-
-def _draw(runs: list[Path], chosen: EvaluationSet, count: int, path: Path) -> None:
-    from cellseg.datasets.index import select
-    from cellseg.images import normalize, read_image, read_labels
-    from cellseg.report import PRED_COLOUR, TRUE_COLOUR, draw_outlines, write_picture
-
-    records = [record for record in select(chosen) if record.labels is not None]
-    rows = []
-    for record in records[:: max(1, len(records) // count)][:count]:
-        image = normalize(read_image(record.image))
-        row = {"image": image}
-        if record.labels is not None:
-            row["truth"] = draw_outlines(image, read_labels(record.labels), TRUE_COLOUR)
-        for run in runs:
-            labels = read_labels(run / "predictions" / chosen.name / f"{record.id}.tif")
-            row[run.parent.name] = draw_outlines(image, labels, PRED_COLOUR)
-        rows.append(row)
-    synthetic = " (synthetic images)" if records[0].dataset == "synthetic" else ""
-    write_picture(rows, path, f"{chosen.name}{synthetic}")

@@ -1,0 +1,247 @@
+"""What happened, in sentences: from which images to which, what rose, what fell, and how far to trust it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cellseg.config import Selection
+from cellseg.core import CellsegError
+from cellseg.datasets.index import select
+from cellseg.metrics.scores import GOOD_STATUS, aggregate
+from cellseg.metrics.statistics import Difference, compare, score_matrix
+from cellseg.report.runs import Method, Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FEW_IMAGES = 10
+"""Below this many images a page says that they are few."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One evaluation set before and after.
+
+    Attributes
+    ----------
+    evaluation, method : str
+        Name of the set, and of the method that came after.
+    n_images : int
+        Number of images.
+    before, after : float
+        Mean F1 at IoU 0.5 over images and seeds.
+    difference : Difference
+        After minus before, with its interval.
+    """
+
+    evaluation: str
+    method: str
+    n_images: int
+    before: float
+    after: float
+    difference: Difference
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.difference.low > 0 or self.difference.high < 0
+
+
+def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str:
+    """Write a score as tables of this field do: no zero before the point, a true minus sign, a dash for none.
+
+    Examples
+    --------
+    >>> number(0.3261), number(-0.5, signed=True), number(1.0), number(float("nan"))
+    ('.326', '−.500', '1.000', '–')
+    """
+    if value is None or not math.isfinite(value):
+        return "–"
+    rounded = f"{abs(value):.{digits}f}"
+    sign = "" if float(rounded) == 0 else "−" if value < 0 else "+" if signed else ""
+    return sign + (rounded[1:] if rounded.startswith("0.") else rounded)
+
+
+def counted(count: int, noun: str) -> str:
+    """Write a number with its noun, in the plural unless it is one.
+
+    Examples
+    --------
+    >>> counted(1, "seed"), counted(1200, "image")
+    ('1 seed', '1,200 images')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def joined(parts: Sequence[str]) -> str:
+    """Join words as a sentence does: ``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]])) if parts else ""
+
+
+def measure_change(before: Method, after: Method, evaluation: str) -> Change | None:
+    """Compare two methods on one set; None where they were not scored on the same images by the same rule."""
+    first, second = before.scores(evaluation), after.scores(evaluation)
+    if not first or not second or len({_facts(table) for table in [*first, *second]}) > 1:
+        return None
+    old, new = (score_matrix(tables, "f1", (0.5,)) for tables in (first, second))
+    return Change(evaluation, after.name, new.shape[1], float(old.mean()), float(new.mean()), compare(new, old))
+
+
+def _facts(scores: pd.DataFrame) -> tuple[tuple[object, ...], ...]:
+    images = scores.drop_duplicates("image").sort_values("image")
+    return tuple(images[["image", "rule", "n_true"]].itertuples(index=False, name=None))
+
+
+def mean_f1(method: Method, evaluation: str) -> float:
+    """Return the mean over seeds of the mean F1 at IoU 0.5 over images; NaN without scores."""
+    values = [aggregate(table, "f1", (0.5,), "mean") for table in method.scores(evaluation)]
+    return sum(values) / len(values) if values else math.nan
+
+
+def say_change(changes: Sequence[Change], start: str) -> tuple[str, str]:
+    """Say what became of one evaluation set, and how sure it is.
+
+    Parameters
+    ----------
+    changes : sequence of Change
+        Of the same set, one for each method after the first; at least one.
+    start : str
+        Name of the first method.
+
+    Returns
+    -------
+    (str, str)
+        A sentence, and the intervals. A change the images leave open neither rose nor fell.
+    """
+    one = changes[0]
+    where = f"On {counted(one.n_images, f'{one.evaluation} image')} mean F1@0.5"
+    if len(changes) == 1:
+        verb = "went" if not one.is_settled else "rose" if one.difference.mean > 0 else "fell"
+        return f"{where} {verb} from {number(one.before)} to {number(one.after)}.", _say_interval(one, "Change")
+    values = [f"{number(change.after)} for {change.method}" for change in changes]
+    sentence = f"{where} is {joined([f'{number(one.before)} for {start}', *values])}."
+    return sentence, "; ".join(_say_interval(change, change.method) for change in changes)
+
+
+def _say_interval(change: Change, name: str) -> str:
+    low, high = (number(value, signed=True) for value in (change.difference.low, change.difference.high))
+    said = f"{name} {number(change.difference.mean, signed=True)}, 95 % interval {low} to {high}"
+    return said if change.is_settled else f"{said}: these images leave open whether anything changed"
+
+
+def say_origin(methods: Sequence[Method]) -> str:
+    """Say what was adapted from what to what, as far as the configurations tell."""
+    first = methods[0]
+    trained = describe_training(first.first)
+    sentences = [f"{first.name} was trained on {trained}."] if trained else []
+    alike: dict[tuple[str, str], list[str]] = {}
+    for method in methods[1:]:
+        images = describe_training(method.first)
+        start = method.first.config.train.init if method.first.config else None
+        if start is not None and images:
+            origin = first.name if _is_run(start, first) else Path(start).name
+            alike.setdefault((origin, images), []).append(method.name)
+    for (origin, images), names in alike.items():
+        were = "was" if len(names) == 1 else "were"
+        sentences.append(f"{joined(names)} started from {origin} and {were} adapted to {images}.")
+    return " ".join(sentences)
+
+
+def _is_run(start: str, method: Method) -> bool:
+    """Whether weights to start from are those of a method; a run folder may have moved with its parents."""
+    path = Path(start)
+    folder = path.parent if path.suffix else path
+    return any(
+        folder.resolve() == run.folder.resolve() or folder.parts[-2:] == run.folder.resolve().parts[-2:]
+        for run in method.runs
+    )
+
+
+def describe_training(run: Run) -> str:
+    """Describe the images a run learned from; empty where its configuration does not tell."""
+    if run.config is None:
+        return ""
+    data = run.config.data
+    # Plain training reads no unlabelled images, even where its configuration names some.
+    adapted = any("consistency" in line for line in run.log)
+    parts = [("labelled", *_describe(data.train, "labelled"))] if data.train else []
+    parts += [("unlabelled", *_describe(data.unlabelled, "unlabelled"))] if data.unlabelled and adapted else []
+    if len(parts) == 2 and parts[0][2] == parts[1][2]:
+        kinds = joined([f"{count} {kind}".strip() for kind, count, _ in parts])
+        return f"{kinds} images ({parts[0][2]})"
+    return joined(
+        [f"{count} {kind} {'image' if count == '1' else 'images'} ({names})".strip() for kind, count, names in parts]
+    )
+
+
+def _describe(selections: Sequence[Selection], kind: str) -> tuple[str, str]:
+    """Return how many images there are, empty where that is not known, and of which data sets and groups."""
+    try:
+        records = [record for selection in selections for record in select(selection)]
+    except CellsegError:  # the index is gone or has changed: what was asked for is still known
+        names = [": ".join(filter(None, [Path(s.index).parent.name, joined(s.groups)])) for s in selections]
+        return "", "; ".join(dict.fromkeys(names))
+    if kind == "labelled":
+        records = [record for record in records if record.label_kind == "instances"]
+    groups: dict[str, dict[str, None]] = {}
+    for record in records:
+        groups.setdefault(record.dataset, {}).setdefault(record.group)
+    names = [
+        ": ".join(filter(None, [dataset, _short([name for name in of if name])])) for dataset, of in groups.items()
+    ]
+    return f"{len(records):,}", "; ".join(filter(None, names))
+
+
+def _short(names: list[str], most: int = 4) -> str:
+    return joined(names if len(names) <= most else [*names[:most], f"{len(names) - most} more"])
+
+
+def say_caveats(methods: Sequence[Method], evaluations: Sequence[str], changes: Sequence[Change]) -> list[str]:
+    """List what a reader should know before believing the figures."""
+    seeds = min(len(method.runs) for method in methods)
+    tables = [table for method in methods for name in evaluations for table in method.scores(name)]
+    caveats = []
+    if any((table["dataset"] == "synthetic").any() for table in tables):
+        caveats.append("Synthetic images: no statement about real microscopy.")
+    if changes and seeds == 1:
+        which = "One seed each" if all(len(method.runs) == 1 for method in methods) else "One seed of some runs"
+        caveats.append(
+            f"{which}: the intervals say how much other images of the same kind might move the mean, not how much "
+            "another training might."
+        )
+    elif changes:
+        caveats.append(
+            f"Means are over {counted(seeds, 'seed')} and all images; intervals are from a paired bootstrap over both, "
+            "and with few seeds tend to be too short."
+        )
+    sizes = {change.evaluation: change.n_images for change in changes}
+    few = [counted(size, f"{name} image") for name, size in sizes.items() if size < FEW_IMAGES]
+    if few:
+        caveats.append(f"Only {joined(few)}: the means are rough.")
+    known = {(change.method, change.evaluation) for change in changes}
+    caveats += [
+        f"{method.name} was not compared on {name}: not scored on the same images, truth and rule as {methods[0].name}."
+        for method in methods[1:]
+        for name in evaluations
+        if (method.name, name) not in known
+    ]
+    return caveats + _say_status(methods, evaluations)
+
+
+def _say_status(methods: Sequence[Method], evaluations: Sequence[str]) -> list[str]:
+    sentences = []
+    for method in methods:
+        for name in evaluations:
+            for table in method.scores(name)[:1]:
+                status = table.drop_duplicates("image")["status"]
+                if bad := int((~status.isin(GOOD_STATUS)).sum()):
+                    sentences.append(
+                        f"{method.name}, {name}: {counted(bad, 'prediction')} missing or unusable, scored 0."
+                    )
+                if method is methods[0] and (empty := int((status == "empty").sum())):
+                    sentences.append(f"{name}: {counted(empty, 'image')} without any cell, rightly found empty.")
+    return sentences
