@@ -11,6 +11,7 @@ import math
 import multiprocessing
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -187,10 +188,15 @@ def _results(pairs: Sequence[Pair], score: Callable[[Pair], Result], workers: in
     # Forked children of a process that runs threads may hang; a fresh interpreter never does.
     context = multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(min(workers, len(left)), mp_context=context) as pool:
+        with ProcessPoolExecutor(min(workers, len(left)), context, _plain_warnings) as pool:
             yield from pool.map(score, left)
     except BrokenProcessPool:
         raise CellsegError("a scoring process died, perhaps for want of memory; use one worker (--workers 1)") from None
+
+
+def _plain_warnings() -> None:
+    """Let a worker process warn in one line."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
 
 
 def _cores() -> int:

@@ -61,6 +61,8 @@ def find_predictions(images: Iterable[str], pred: Path) -> dict[str, Path | None
 def _tell_unpaired(pred: Path, images: Iterable[str]) -> None:
     """Warn of predictions no true image goes with; raises CellsegError if that is so of all of them."""
     names, found = set(map(_name, images)), _by_name(find_images(pred))
+    if not found:
+        warnings.warn(f"{pred}: has no image file, so every prediction is missing", stacklevel=4)
     unpaired = sorted(path.name for name, paths in found.items() if name not in names for path in paths)
     if not unpaired:
         return

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 
 from cellseg.cli import data, scoring, training  # noqa: F401 (each adds its commands to the application)
-from cellseg.cli.app import app, fail
+from cellseg.cli.app import app, fail, say
 from cellseg.core import CellsegError
 
 
@@ -19,6 +20,7 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     for library in ("tifffile", "lightning_fabric", "PIL"):
         logging.getLogger(library).setLevel(logging.CRITICAL)  # what they say is said again, in one line, by us
+    warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
     try:
         app()
     except (CellsegError, MemoryError) as error:

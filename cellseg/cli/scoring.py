@@ -1,8 +1,8 @@
-"""Commands that score and show: evaluate, table, report."""
+"""Commands that score and show: evaluate, compare, table, report."""
 
 from __future__ import annotations
 
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,40 +13,106 @@ from cellseg.cli.coco import evaluate_coco_file
 from cellseg.core import CellsegError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from cellseg.compare import Method
     from cellseg.config import EvaluationSet
     from cellseg.evaluate import FolderRule
     from cellseg.predict import Segmenter
 
-SHOWN = ("group", "n_images", "n_true", "f1_mean", "f1_median", "f1_pooled", "f1_mean_50_90", "ap_mean", "pq_mean")
-"""Columns of a summary on the screen; the scores file has all that is needed for the rest."""
+MOST_PROBLEMS = 20
+"""Lines of unusable predictions that are printed."""
+
+Rule = Annotated[
+    Literal["strict", "neurips"],
+    typer.Option(help="strict: whole images, what is missing scores 0. neurips: the NeurIPS 2022 challenge's rule."),
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes; as many as are worth it unless given.")]
 
 
 @app.command()
-def evaluate(
+def evaluate(  # noqa: PLR0913 (options of a command line)
     truth: Annotated[Path, typer.Argument(help="True label images, an index.csv, a COCO .json, or a run folder.")],
     pred: Annotated[Path | None, typer.Argument(help="Folder of predicted label images; not with a run.")] = None,
-    rule: Annotated[Literal["strict", "neurips"], typer.Option(help="How a folder is scored.")] = "strict",
+    rule: Rule = "strict",
+    thresholds: Annotated[str, typer.Option(help="IoU thresholds: 0.5,0.75 or a span in steps of 0.05.")] = "0.5:0.95",
     split: Annotated[str | None, typer.Option(help="With an index: only this split.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write a row per image and threshold to this CSV.")] = None,
-    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
+    by: Annotated[
+        Literal["group", "split", "dataset"] | None, typer.Option(help="Summarise by this column of the index.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write a row per image and threshold: .csv or .parquet.")] = None,
+    details: Annotated[
+        Path | None, typer.Option(help="Write AJI, SEG, Dice, splits, merges … of each image: .csv or .parquet.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON and nothing else.")] = False,
+    workers: Workers = None,
     device: Device = "auto",
 ) -> None:
-    """Score predictions (by LIVECell's COCO AP if TRUTH is a COCO file), or predict and score the sets of a run."""
-    from cellseg.evaluate import evaluate as score
-    from cellseg.evaluate import list_problems, write_scores
+    """Score predictions (by LIVECell's COCO AP if TRUTH is a COCO file), or predict and score the sets of a run.
 
+    Files are paired by name: a.tif, a_masks.png (Cellpose) and a_label.tiff (NeurIPS) all hold the labels of image a.
+    A prediction that is missing or unusable scores 0, is named, and makes the exit status 1.
+    """
+    options = {
+        "--thresholds": thresholds != "0.5:0.95", "--split": split is not None, "--by": by is not None,
+        "--details": details is not None, "--json": as_json,
+    }  # fmt: skip
+    given = [name for name, is_given in options.items() if is_given]
     if truth.suffix.lower() == ".json":
-        evaluate_coco_file(truth, pred, out, other_options=rule != "strict" or split is not None)
-        return
-    if pred is None:
-        _evaluate_run(truth, rule, device, workers)
-        return
-    scores = score(truth, pred, rule=rule, split=split, workers=workers)
+        evaluate_coco_file(truth, pred, out, other_options=rule != "strict" or bool(given))
+    elif pred is None:
+        _evaluate_run(truth, rule, device, workers, [*given, *(["--out"] if out is not None else [])])
+    else:
+        settings = _Scoring(rule, thresholds, split, by or "group", out, details, as_json)
+        _evaluate_folders(truth, pred, settings, workers)
+
+
+@app.command()
+def compare(  # noqa: PLR0913 (options of a command line)
+    methods: Annotated[list[str], typer.Argument(help="Score tables, the baseline first: WHERE or NAME=WHERE.")],
+    metric: Annotated[Literal["f1", "ap", "pq"], typer.Option(help="What is compared.")] = "f1",
+    threshold: Annotated[str, typer.Option(help="IoU: 0.5, or 0.5:0.9 for the mean over a span.")] = "0.5",
+    evaluation: Annotated[str | None, typer.Option("--set", help="Evaluation set, where WHERE is a run.")] = None,
+    by: Annotated[Literal["group", "split", "dataset"], typer.Option(help="Column of the groups.")] = "group",
+    draws: Annotated[int, typer.Option(min=100, help="Bootstrap samples.")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Write the rows: .csv or .parquet.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+) -> None:
+    """Compare methods by their scores: differences to the first with 95 % intervals and p-values.
+
+    WHERE is a score table made by 'cellseg evaluate --out', a run folder, or a pattern in quotes that gives one table
+    for each seed:
+
+    cellseg compare a.csv b.csv
+
+    cellseg compare plain='runs/plain/s*/scores/target.csv' l2sp='runs/l2sp/s*/scores/target.csv'
+
+    The interval is that of a paired bootstrap over seeds and images; p-values are adjusted by Holm's procedure for the
+    number of methods compared with the first, on all images.
+    """
+    from cellseg.cli.screen import as_json as to_json
+    from cellseg.cli.screen import show_comparison
+    from cellseg.compare import compare_methods, list_notes, read_methods
+    from cellseg.metrics.scores import check_suffix, parse_thresholds, write_scores
+
     if out is not None:
-        write_scores(scores, out)
-    _show_scores(scores, f"{pred} against {truth}")
-    if list_problems(scores):
-        raise typer.Exit(1)
+        check_suffix(out)
+    steps = parse_thresholds(threshold)
+    read = read_methods(methods, evaluation)
+    comparison = compare_methods(read, metric, steps, by=by, draws=draws, seed=seed)
+    facts: dict[str, Any] = {"metric": metric, "threshold": threshold, "draws": draws, "seed": seed}
+    facts["rule"] = str(read[0].tables[0]["rule"].iloc[0])
+    notes = list_notes(read, comparison)
+    if out is not None:
+        write_scores(comparison.assign(**facts), out)
+    if as_json:
+        tables = [{"name": method.name, "tables": [str(path) for path in method.paths]} for method in read]
+        print(to_json({**facts, "methods": tables, "rows": comparison.to_dict("records"), "notes": notes}))
+        return
+    show_comparison(comparison, _comparison_title(read, metric, threshold, facts["rule"]), notes)
+    if out is not None:
+        say(f"written: {out}")
 
 
 @app.command()
@@ -84,9 +150,74 @@ def report(
     print(path)
 
 
-def _evaluate_run(folder: Path, rule: FolderRule, device: str, workers: int) -> None:
+@dataclass(frozen=True)
+class _Scoring:
+    """The options of scoring two folders."""
+
+    rule: FolderRule
+    thresholds: str
+    split: str | None
+    by: str
+    out: Path | None
+    details: Path | None
+    as_json: bool
+
+
+def _evaluate_folders(truth: Path, pred: Path, options: _Scoring, workers: int | None) -> None:
+    from cellseg.cli.screen import scores_json, show_scores
+    from cellseg.evaluate import find_pairs, list_problems, score_pairs, write_scores
+    from cellseg.metrics.scores import check_suffix, parse_thresholds
+
+    written = [path for path in (options.out, options.details) if path is not None]
+    for path in written:
+        check_suffix(path)
+    if options.details is not None and options.rule == "neurips":
+        raise CellsegError("--details are those of whole images with nothing left out: use --rule strict")
+    pairs = find_pairs(truth, pred, options.split)
+    scores, details = score_pairs(pairs, options.rule, parse_thresholds(options.thresholds), workers)
+    if options.out is not None:
+        write_scores(scores, options.out)
+    if options.details is not None:
+        write_scores(details, options.details)
+    if options.as_json:
+        print(scores_json(scores, {"truth": str(truth), "pred": str(pred)}, options.by))
+    else:
+        show_scores(scores, f"{pred} against {truth}", options.by)
+    if (scores[options.by] == "").all() and options.by != "group":
+        say(f"nothing to summarise by {options.by}: only an index.csv as the truth has a column {options.by}")
+    _say_problems(scores)
+    for path in written:
+        say(f"written: {path}")
+    if list_problems(scores):
+        raise typer.Exit(1)
+
+
+def _say_problems(scores: pd.DataFrame) -> None:
+    from cellseg.evaluate import list_problems
+
+    problems = list_problems(scores)
+    for line in problems[:MOST_PROBLEMS]:
+        say(line)
+    if len(problems) > MOST_PROBLEMS:
+        say(f"… and {len(problems) - MOST_PROBLEMS} more; --out (column status) and --json name them all")
+
+
+def _comparison_title(methods: list[Method], metric: str, threshold: str, rule: str) -> str:
+    names = {"f1": "F1", "ap": "AP", "pq": "PQ"}
+    seeds = ", ".join(f"{m.name} {len(m.tables)} seed{'s' * (len(m.tables) > 1)}" for m in methods)
+    return f"{names[metric]} at IoU {threshold}, mean over images and seeds; rule {rule}; {seeds}"
+
+
+def _evaluate_run(folder: Path, rule: FolderRule, device: str, workers: int | None, given: list[str]) -> None:
     from cellseg.predict import load
 
+    if not (folder / "config.json").is_file():
+        raise CellsegError(
+            f"{folder}: is no run folder (it has no config.json); to score label images give two folders: "
+            "cellseg evaluate TRUTH PRED"
+        )
+    if given:
+        raise CellsegError(f"{', '.join(given)} go with TRUTH and PRED; the scores of a run are in {folder / 'scores'}")
     run = run_config(folder)
     if not run.data.evaluate:
         raise CellsegError(f"{folder}: its configuration names no data.evaluate sets; give TRUTH and PRED instead")
@@ -95,7 +226,10 @@ def _evaluate_run(folder: Path, rule: FolderRule, device: str, workers: int) -> 
         _evaluate_set(folder, chosen, segmenter, rule, workers)
 
 
-def _evaluate_set(folder: Path, chosen: EvaluationSet, segmenter: Segmenter, rule: FolderRule, workers: int) -> None:
+def _evaluate_set(
+    folder: Path, chosen: EvaluationSet, segmenter: Segmenter, rule: FolderRule, workers: int | None
+) -> None:
+    from cellseg.cli.screen import show_scores
     from cellseg.datasets.index import select, write_index
     from cellseg.evaluate import evaluate as score
     from cellseg.evaluate import write_scores
@@ -110,7 +244,8 @@ def _evaluate_set(folder: Path, chosen: EvaluationSet, segmenter: Segmenter, rul
     write_index(index, records)
     scores = score(index, predictions, rule=rule, workers=workers)
     write_scores(scores, folder / "scores" / f"{chosen.name}.csv")
-    _show_scores(scores, f"{folder}: {chosen.name}")
+    show_scores(scores, f"{folder}: {chosen.name}")
+    _say_problems(scores)
 
 
 def _known_diameter(segmenter: Segmenter, chosen: EvaluationSet) -> float | None:
@@ -123,21 +258,3 @@ def _known_diameter(segmenter: Segmenter, chosen: EvaluationSet) -> float | None
 
     known = [r.diameter for r in read_index(chosen.index) if r.split == "train" and r.diameter]
     return median(known) if known else None
-
-
-def _show_scores(scores: Any, title: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from cellseg.evaluate import list_problems, summarize
-
-    summary = summarize(scores)
-    summary = summary[[name for name in SHOWN if name in summary.columns]]
-    shown = Table(title=title)
-    for column in summary.columns:
-        shown.add_column(str(column), justify="left" if summary[column].dtype.kind in "OUT" else "right")
-    for row in summary.itertuples(index=False):
-        shown.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row))
-    Console(width=None if sys.stdout.isatty() else 160).print(shown)
-    for problem in list_problems(scores):
-        say(problem)
