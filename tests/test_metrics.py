@@ -92,6 +92,27 @@ def test_overlap_of_strided_and_mapped_arrays(tmp_path):
     assert overlap(base.T, base.T).intersection.tolist() == overlap(base, base).intersection.tolist()
 
 
+@pytest.mark.parametrize("factor", [1, 10**8])
+@pytest.mark.parametrize("name", ["HELD_RUNS", "HELD_PAIRS", "DIRECT_IDS", "DENSE_PAIRS"])
+def test_overlap_is_the_same_however_the_runs_are_added_up(monkeypatch, name, factor):
+    """Dense or sparse, direct or compacted, at once or in parts: each constant at its extremes."""
+    module = sys.modules["cellseg.metrics.overlap"]
+    rng = np.random.default_rng(3)
+    true, pred = rng.integers(0, 30, (41, 19)), rng.integers(0, 20, (41, 19))
+    table = np.zeros((30, 20), int)
+    np.add.at(table, (true.ravel(), pred.ravel()), 1)
+    monkeypatch.setattr(module, "BAND_PIXELS", 60)
+    for value in (0, 5, 25, 10**9):
+        monkeypatch.setattr(module, name, value)
+        result = overlap(true * factor, pred)
+        assert result.ids_true.tolist() == [i * factor for i in range(1, 30)]
+        assert result.ids_pred.tolist() == list(range(1, 20))
+        assert result.area_true.tolist() == table.sum(1)[1:].tolist()
+        assert result.area_pred.tolist() == table.sum(0)[1:].tolist()
+        assert np.array_equal(np.stack([result.pair_true, result.pair_pred]), np.nonzero(table[1:, 1:]))
+        assert result.intersection.tolist() == table[1:, 1:][table[1:, 1:] > 0].tolist()
+
+
 @pytest.mark.parametrize("shape", [(0, 0), (0, 7), (7, 0)])
 def test_overlap_of_no_pixels(shape):
     table = overlap(np.zeros(shape, int), np.zeros(shape, int))

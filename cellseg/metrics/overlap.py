@@ -8,7 +8,7 @@ only ``(H, W)`` is taken.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +19,20 @@ from cellseg.core import CellsegError
 
 IntArray = NDArray[np.int64]
 
-BAND_PIXELS = 1 << 19
-"""Pixels looked at in one go, which bounds the memory beyond the arrays."""
+BAND_PIXELS = 1 << 16
+"""Pixels looked at in one go: what is made of them stays in the processor's cache and in memory already mapped."""
+
+HELD_RUNS = 1 << 13
+"""Runs collected before those of equal ids are added up, few for the same reason."""
 
 HELD_PAIRS = 1 << 21
 """Pairs collected before those of equal ids are added up, which bounds the memory of a slide."""
 
 DIRECT_IDS = 1 << 17
-"""Ids below this index the sparse matrix of a band directly; larger ones are compacted first."""
+"""Ids below this index a table directly; larger ones are compacted first."""
+
+DENSE_PAIRS = 1 << 17
+"""Tables of at most this many (true id, predicted id) pairs are added up densely: at most 1 MB."""
 
 
 @dataclass(frozen=True)
@@ -145,19 +151,33 @@ def overlap_bands(bands: Iterable[tuple[ArrayLike, ArrayLike]]) -> Overlap:
     """
     parts: list[tuple[IntArray, IntArray, IntArray]] = []
     held, limit = 0, HELD_PAIRS
+    for part in _partial_sums(bands):
+        parts.append(part)
+        held += part[2].size
+        if held > limit:
+            parts = [_sum_pairs(*_join(parts))]
+            held = parts[0][2].size
+            limit = max(HELD_PAIRS, 2 * held)
+    return _table(*(parts[0] if len(parts) == 1 else _sum_pairs(*_join(parts))))
+
+
+def _partial_sums(bands: Iterable[tuple[ArrayLike, ArrayLike]]) -> Iterator[tuple[IntArray, IntArray, IntArray]]:
+    """Yield the summed pairs of some thousand runs at a time."""
+    runs: list[tuple[IntArray, IntArray, IntArray]] = []
+    held = 0
     for labels_true, labels_pred in bands:
         true, pred = np.asarray(labels_true), np.asarray(labels_pred)
         _check(true, pred)
         height, width = true.shape
         rows = max(1, BAND_PIXELS // max(1, width))
         for top in range(0, height if width else 0, rows):
-            parts.append(_sum_pairs(*_runs(true[top : top + rows], pred[top : top + rows], (true, pred))))
-            held += parts[-1][2].size
-            if held > limit:
-                parts = [_sum_pairs(*_join(parts))]
-                held = parts[0][2].size
-                limit = max(HELD_PAIRS, 2 * held)
-    return _table(*_join(parts))
+            runs.append(_runs(true[top : top + rows], pred[top : top + rows], (true, pred)))
+            held += runs[-1][2].size
+            if held >= HELD_RUNS:
+                yield _sum_pairs(*_join(runs))
+                runs, held = [], 0
+    if runs:
+        yield _sum_pairs(*_join(runs))
 
 
 def _join(parts: list[tuple[IntArray, IntArray, IntArray]]) -> tuple[IntArray, IntArray, IntArray]:
@@ -187,15 +207,24 @@ def _runs(
 ) -> tuple[IntArray, IntArray, IntArray]:
     """Return the true id, predicted id and length of every run of a band that is not background in both."""
     true, pred = np.ascontiguousarray(true).reshape(-1), np.ascontiguousarray(pred).reshape(-1)
-    starts_here = np.empty(true.size, np.bool_)
+    starts_here = np.zeros(-(-true.size // 8) * 8, np.bool_)
     starts_here[0] = True
-    np.not_equal(true[1:], true[:-1], out=starts_here[1:])
-    starts_here[1:] |= pred[1:] != pred[:-1]
-    starts = np.flatnonzero(starts_here)
+    changes = starts_here[1 : true.size]
+    np.not_equal(true[1:], true[:-1], out=changes)
+    changes |= pred[1:] != pred[:-1]
+    starts = _positions(starts_here)
     lengths = np.diff(starts, append=true.size)
-    ids_true, ids_pred = _whole_ids(true[starts], whole), _whole_ids(pred[starts], whole)
-    cells = np.flatnonzero(ids_true | ids_pred)
-    return ids_true[cells], ids_pred[cells], lengths[cells]
+    ids_true, ids_pred = _whole_ids(true.take(starts), whole), _whole_ids(pred.take(starts), whole)
+    cells = np.flatnonzero((ids_true | ids_pred) != 0)
+    return ids_true.take(cells), ids_pred.take(cells), lengths.take(cells)
+
+
+def _positions(mask: NDArray[np.bool_]) -> IntArray:
+    """Return ``np.flatnonzero(mask)`` of a multiple of 8 elements, faster where few are set."""
+    eights = np.flatnonzero(mask.view(np.uint64) != 0)
+    inside = np.flatnonzero(mask.view(np.uint64).take(eights).view(np.bool_))
+    eights -= np.arange(eights.size)
+    return inside + 8 * eights.take(inside >> 3)
 
 
 def _whole_ids(values: NDArray[Any], whole: tuple[NDArray[Any], NDArray[Any]]) -> IntArray:
@@ -209,46 +238,54 @@ def _whole_ids(values: NDArray[Any], whole: tuple[NDArray[Any], NDArray[Any]]) -
 
 def _sum_pairs(ids_true: IntArray, ids_pred: IntArray, pixels: IntArray) -> tuple[IntArray, IntArray, IntArray]:
     """Add up the pixels of equal (true id, predicted id) pairs; pairs come back in ascending order."""
-    from scipy.sparse import coo_array
-
     if not pixels.size:
         return ids_true, ids_pred, pixels
-    names_true, index_true = _compact(ids_true)
-    names_pred, index_pred = _compact(ids_pred)
-    shape = (int(index_true.max()) + 1, int(index_pred.max()) + 1)
-    table = coo_array((pixels, (index_true, index_pred)), shape=shape).tocsr()
+    if max(int(ids_true.max()), int(ids_pred.max())) < DIRECT_IDS:
+        return _sum_direct(ids_true, ids_pred, pixels)
+    names_true, index_true = _cells(ids_true)
+    names_pred, index_pred = _cells(ids_pred)
+    rows, columns, summed = _sum_direct(index_true, index_pred, pixels)
+    return names_true[rows], names_pred[columns], summed
+
+
+def _sum_direct(ids_true: IntArray, ids_pred: IntArray, pixels: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+    """Do the work of :func:`_sum_pairs` for ids small enough to index a table."""
+    shape = (int(ids_true.max()) + 1, int(ids_pred.max()) + 1)
+    if shape[0] * shape[1] <= DENSE_PAIRS:
+        dense = np.bincount(ids_true * shape[1] + ids_pred, pixels)
+        pairs = np.flatnonzero(dense != 0)
+        return *np.divmod(pairs, shape[1]), dense[pairs].astype(np.int64)
+    from scipy.sparse import coo_array
+
+    table = coo_array((pixels, (ids_true, ids_pred)), shape=shape).tocsr()
     table.sort_indices()
-    index = np.repeat(np.arange(shape[0], dtype=np.int64), np.diff(table.indptr))
-    columns = table.indices.astype(np.int64)
-    summed_true = index if names_true is None else names_true[index]
-    summed_pred = columns if names_pred is None else names_pred[columns]
-    return summed_true, summed_pred, table.data
+    rows = np.repeat(np.arange(shape[0], dtype=np.int64), np.diff(table.indptr))
+    return rows, table.indices.astype(np.int64), table.data
 
 
-def _compact(ids: IntArray) -> tuple[IntArray | None, IntArray]:
-    """Return the distinct ids and each one's position among them, or None and the ids where these are small."""
-    if int(ids.max()) < DIRECT_IDS:
-        return None, ids
-    return np.unique(ids, return_inverse=True)
+def _cells(ids: IntArray) -> tuple[IntArray, IntArray]:
+    """Return the distinct ids, ascending, and each one's position among them."""
+    if not ids.size or int(ids.max()) >= DIRECT_IDS:
+        return np.unique(ids, return_inverse=True)
+    present = np.bincount(ids) > 0
+    return np.flatnonzero(present), (np.cumsum(present) - 1).take(ids)
 
 
 def _table(ids_true: IntArray, ids_pred: IntArray, pixels: IntArray) -> Overlap:
-    names_true, index_true = np.unique(ids_true, return_inverse=True)
-    names_pred, index_pred = np.unique(ids_pred, return_inverse=True)
+    """Make the table of summed pairs, in ascending order, those with background included."""
+    names_true, index_true = _cells(ids_true)
+    names_pred, index_pred = _cells(ids_pred)
     area_true = np.bincount(index_true, pixels, names_true.size).astype(np.int64)
     area_pred = np.bincount(index_pred, pixels, names_pred.size).astype(np.int64)
     first_true = int(names_true.size > 0 and names_true[0] == 0)
     first_pred = int(names_pred.size > 0 and names_pred[0] == 0)
     both = np.flatnonzero((ids_true > 0) & (ids_pred > 0))
-    pair_true, pair_pred, shared = _sum_pairs(
-        index_true[both] - first_true, index_pred[both] - first_pred, pixels[both]
-    )
     return Overlap(
         names_true[first_true:],
         names_pred[first_pred:],
         area_true[first_true:],
         area_pred[first_pred:],
-        pair_true,
-        pair_pred,
-        shared,
+        index_true[both] - first_true,
+        index_pred[both] - first_pred,
+        pixels[both],
     )
