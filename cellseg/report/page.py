@@ -129,7 +129,7 @@ def render_page(
         caveats=say_caveats(methods, evaluations, [change for of_set in changes for change in of_set]),
         sets=[_describe_set(methods, name) for name in evaluations],
         views=views,
-        notes=notes,
+        notes=[_without_places(note) for note in notes],
         charts=make_charts(methods),
         distances=_distances(methods),
         settings=_settings(methods),
@@ -265,7 +265,7 @@ def _provenance(method: Method, run: Run) -> dict[str, Any]:
         "name": method.name,
         "seed": run.seed,
         "facts": [(key.replace("_", " "), _word(value)) for key, value in facts.items()],
-        "config": run.config.model_dump_json(indent=2) if run.config else "",
+        "config": _without_places(run.config.model_dump_json(indent=2)) if run.config else "",
     }
 
 
@@ -285,7 +285,15 @@ def _word(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, Mapping | list):
         return _selections(value) if isinstance(value, list) else json.dumps(value)
-    return str(value)
+    return _without_places(str(value))
+
+
+def _without_places(text: str) -> str:
+    """Shorten paths in a text that will be shown to others: nothing above this folder, nobody's home."""
+    for place, short in ((Path.cwd(), ""), (Path.home(), "~/")):
+        if len(place.parts) > 1:
+            text = text.replace(f"{place}/", short)
+    return text
 
 
 def _selections(values: Sequence[Any]) -> str:
