@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from cellseg.config import ModelConfig
 from cellseg.models.network import ACTIVATION, IN_CHANNELS, NORMS, SIZES, Network
+from cellseg.models.norms import keep_channels_last
 
 
 class HalfUNet(Network):
@@ -39,10 +40,11 @@ class HalfUNet(Network):
         self.stem = TwoConv(2, 4 * IN_CHANNELS, features[0], **parts)
         self.down = nn.ModuleList(Down(2, shallow, deep, **parts) for shallow, deep in pairwise(features))
         self.up = nn.ModuleList(
-            UpCat(2, deep, shallow, shallow, upsample="deconv", **parts)
+            UpCat(2, deep, shallow, shallow, upsample="deconv", is_pad=False, **parts)
             for shallow, deep in reversed(list(pairwise(features)))
         )
         self.head = nn.Conv2d(features[0], 4 * n_maps, kernel_size=1)
+        keep_channels_last(self)
 
     def encoder(self) -> Iterable[nn.Module]:
         """Yield the stem and the descending levels."""
