@@ -18,15 +18,22 @@ from torch import nn
 from torch.nn import functional
 
 from cellseg.checkpoint import load_weights
+from cellseg.confidences import mean_inside, write_confidences
 from cellseg.config import ModelConfig, PredictConfig
 from cellseg.core import CellsegError, Image, Labels
-from cellseg.datasets.crops import resize_image, resize_labels, zoom_for
+from cellseg.datasets.samples import resize_image, resize_labels, zoom_for
 from cellseg.images import normalize, read_image, write_labels
 from cellseg.instances import representation
-from cellseg.labels import median_diameter
+from cellseg.labels import instance_areas
 
-_FIRST_PASS_MAX = 1024
-_SAME_SCALE = 1.15
+SCALES = tuple(2.0 ** (step / 2) for step in range(-4, 4))
+"""Zooms tried where the cell size of an image is not known."""
+SCALE_WINDOW = 512
+"""Largest side, in pixels at the network's scale, of the part that is looked at for that."""
+MIN_SHOWN = 48
+"""An image is not shown smaller than this many pixels for it."""
+MIN_FOREGROUND = 0.002
+"""Share of the pixels that must be foreground for a scale to count."""
 
 
 @dataclass
@@ -70,28 +77,82 @@ class Segmenter:
         ndarray of int32, shape (H, W)
             Consecutive ids, 0 is background.
         """
-        normal = normalize(image, self.config.normalize, channel)
-        if diameter is None:
-            diameter = self._default_diameter(normal)
-        return self.segment_normalized(normal, diameter)
+        return self.segment_normalized(*self._prepare(image, diameter, channel))
+
+    def segment_with_scores(
+        self, image: NDArray[Any], *, diameter: float | None = None, channel: int | None = None
+    ) -> tuple[Labels, NDArray[np.float64]]:
+        """Segment one raw image and say how sure the network is of each cell.
+
+        Takes what :meth:`segment` takes.
+
+        Returns
+        -------
+        labels : ndarray of int32, shape (H, W)
+            What :meth:`segment` returns.
+        scores : ndarray of float64, shape (n,)
+            Mean foreground probability inside each cell, in order of ascending id, at the scale of decoding.
+        """
+        normal, diameter = self._prepare(image, diameter, channel)
+        decoded, maps = self._decode(normal, diameter)
+        labels = resize_labels(decoded, (normal.shape[0], normal.shape[1]))
+        foreground = representation(self.config.representation).foreground(maps)
+        kept = np.isin(instance_areas(decoded)[0], instance_areas(labels)[0])
+        return labels, mean_inside(decoded, foreground)[kept]
 
     def segment_normalized(self, image: Image, diameter: float | None) -> Labels:
         """Segment a normalised image ``(H, W, 3)`` whose cells have the given diameter in pixels."""
-        shape = (image.shape[0], image.shape[1])
+        return resize_labels(self._decode(image, diameter)[0], (image.shape[0], image.shape[1]))
+
+    def _prepare(self, image: NDArray[Any], diameter: float | None, channel: int | None) -> tuple[Image, float | None]:
+        normal = normalize(image, self.config.normalize, channel)
+        return normal, self._default_diameter(normal) if diameter is None else diameter
+
+    def _decode(self, image: Image, diameter: float | None) -> tuple[Labels, NDArray[np.float32]]:
+        """Return labels and the maps they were decoded from: at the image's scale, or at the network's if larger."""
         zoom = zoom_for(diameter, self.config.reference_diameter)
         maps = self.maps(resize_image(image, zoom))
         if zoom < 1:
-            maps = _resize_maps(maps, shape)
-        decoded: Labels = representation(self.config.representation).decode(maps, min_size=self.settings.min_size)
-        return resize_labels(decoded, shape)
+            maps = _resize_maps(maps, (image.shape[0], image.shape[1]))
+        decoded = representation(self.config.representation).decode(maps, min_size=self.settings.min_size)
+        return decoded, maps
 
     def estimate_diameter(self, image: Image) -> float | None:
-        """Estimate the median cell diameter of a normalised image by a first pass; None where no cell is found."""
-        height, width = image.shape[:2]
-        top, left = max(0, (height - _FIRST_PASS_MAX) // 2), max(0, (width - _FIRST_PASS_MAX) // 2)
-        part = image[top : top + _FIRST_PASS_MAX, left : left + _FIRST_PASS_MAX]
-        guess = self.about.get("diameter") or self.config.reference_diameter
-        return median_diameter(self.segment_normalized(part, float(guess)))
+        """Estimate the cell diameter of a normalised image: the scale at which the network is surest of its cells.
+
+        Coarse scales first, then the neighbours of the best. Sureness is the mean confidence over the predicted
+        foreground, for ``flow`` the norm of the predicted vectors, which is low where directions contradict each
+        other: in cells shown too large or too small.
+
+        Parameters
+        ----------
+        image : ndarray of float32, shape (H, W, 3)
+            Normalised; of a large one only the centre is looked at.
+
+        Returns
+        -------
+        float or None
+            Diameter in pixels of the image; None where no scale shows a foreground.
+        """
+        sure: dict[float, float] = {}
+        for zoom in SCALES[::2]:
+            sure[zoom] = self._sureness(image, zoom)
+        best = SCALES.index(max(sure, key=sure.__getitem__))
+        for zoom in SCALES[max(best - 1, 0) : best + 2]:
+            sure.setdefault(zoom, self._sureness(image, zoom))
+        zoom = max(sure, key=sure.__getitem__)
+        return self.config.reference_diameter / zoom if sure[zoom] > 0 else None
+
+    def _sureness(self, image: Image, zoom: float) -> float:
+        rows, columns = (_middle(side, int(SCALE_WINDOW / zoom)) for side in image.shape[:2])
+        if min(rows.stop - rows.start, columns.stop - columns.start) * zoom < MIN_SHOWN:
+            return 0.0
+        maps = self.maps(resize_image(image[rows, columns], zoom))
+        module = representation(self.config.representation)
+        inside = module.foreground(maps) > 0.5
+        if inside.mean() < MIN_FOREGROUND:
+            return 0.0
+        return float(module.confidence(maps)[inside].mean())
 
     def _default_diameter(self, image: Image) -> float | None:
         policy = self.settings.diameter
@@ -180,7 +241,9 @@ def predict_files(
     out: str | Path,
     channel: int | None = None,
 ) -> Iterator[tuple[str, Labels]]:
-    """Segment files one by one and write ``out/<id>.tif``.
+    """Segment files one by one and write ``out/<id>.tif`` and the scores of its cells, ``out/<id>.scores.csv``.
+
+    The scores are written first, so that a label image that is there has them; each file is whole or absent.
 
     Parameters
     ----------
@@ -199,9 +262,16 @@ def predict_files(
     labels : ndarray of int32, shape (H, W)
     """
     for name, path, diameter in files:
-        labels = segmenter.segment(read_image(path), diameter=diameter, channel=channel)
-        write_labels(Path(out) / f"{name}.tif", labels)
+        labels, scores = segmenter.segment_with_scores(read_image(path), diameter=diameter, channel=channel)
+        target = Path(out) / f"{name}.tif"
+        write_confidences(target, labels, scores)
+        write_labels(target, labels)
         yield name, labels
+
+
+def _middle(side: int, length: int) -> slice:
+    start = max(0, (side - length) // 2)
+    return slice(start, min(side, start + length))
 
 
 def _resize_maps(maps: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
