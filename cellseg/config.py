@@ -68,8 +68,9 @@ class DataConfig(Strict):
     evaluate: tuple[EvaluationSet, ...] = Field((), strict=False)
     diameter: float | Literal["index", "none"] = "index"
     """Cell diameter of training images in pixels: one number, each image's own from the index, or no rescaling."""
-    balance: Literal["image", "group"] = "image"
-    """What crops are drawn evenly over: images, or groups and then the images of each group."""
+    balance: Literal["image", "root", "group"] = "image"
+    """What crops are drawn evenly over: images; groups, whatever their size; or between the two, groups in
+    proportion to the square root of their number of images."""
     cache_mb: int = Field(4096, ge=0)
     """Memory for decoded training images and their targets."""
 
@@ -85,6 +86,8 @@ class AugmentConfig(Strict):
     """Strength of the intensity changes of labelled images and of the teacher's view."""
     strong: float = Field(1.0, ge=0, le=1)
     """Strength of the intensity changes of the student's view of unlabelled images."""
+    colour: float = Field(0.0, ge=0, le=1)
+    """Probability of changing hue, saturation or the order of channels: only where colours mean nothing."""
     invert: float = Field(0.0, ge=0, le=1)
     """Probability of inverting an image: only where the modality allows it."""
 

@@ -12,7 +12,7 @@ from cellseg.core import CellsegError, Record
 from cellseg.datasets import samples, windowed
 from cellseg.datasets.crops import CropDataset, sample_matrix
 from cellseg.datasets.samples import resize_labels, zoom_for
-from cellseg.datasets.sampling import draw_from_groups, group_members
+from cellseg.datasets.sampling import draw_by_root, draw_from_groups, group_members
 from cellseg.datasets.targets import near_cells
 from cellseg.datasets.windowed import load_view, split_cut
 from cellseg.images import normalize, read_image, write_labels
@@ -216,6 +216,12 @@ def test_groups_are_drawn_evenly_and_their_images_in_turn(records):
         all_records, ModelConfig(), AugmentConfig(), diameters=[24.0] * 10, shape=(6, 64), seed=5, balance="group"
     )
     assert list(crops[0].ids + crops[1].ids) == drawn[:12]
+
+
+def test_by_root_a_group_four_times_as_large_is_drawn_twice_as_often():
+    counts = Counter(draw_by_root(n, [[0, 1, 2, 3], [4]], seed=1) for n in range(3000))
+    assert abs(counts[4] - 1000) < 4 * 26  # four standard deviations of a binomial
+    assert min(counts[i] for i in range(4)) > 400
 
 
 # --- slides ---------------------------------------------------------------------------------------------------------

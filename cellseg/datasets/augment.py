@@ -30,11 +30,14 @@ class View:
         0 changes nothing; 1 is the strong view.
     invert : float
         Probability of inverting the image.
+    colour : float
+        Probability of another hue, another order of the channels or no colour at all.
     """
 
-    def __init__(self, strength: float, invert: float = 0.0) -> None:
+    def __init__(self, strength: float, invert: float = 0.0, colour: float = 0.0) -> None:
         self._invert = invert
-        self._compose = albumentations.Compose(_operations(strength)) if strength > 0 else None
+        operations = [*_colour_changes(colour), *_operations(strength)]
+        self._compose = albumentations.Compose(operations) if operations else None
 
     def __call__(self, image: Image, seed: int) -> Image:
         """Return the changed image, float32 ``(H, W, 3)``; the same seed gives the same change.
@@ -51,7 +54,18 @@ class View:
         return np.ascontiguousarray(changed, dtype=np.float32)
 
 
+def _colour_changes(probability: float) -> list[Any]:
+    """Stains and dyes differ between laboratories: neither a hue nor the order of channels says what a cell is."""
+    if not probability:
+        return []
+    a = albumentations
+    hue = a.HueSaturationValue(hue_shift_limit=90, sat_shift_limit=40, val_shift_limit=0, p=1)
+    return [a.OneOf([hue, a.ChannelShuffle(p=1), a.ToGray(p=1)], p=probability)]
+
+
 def _operations(strength: float) -> list[Any]:
+    if not strength:
+        return []
     a = albumentations
     linear = {"upscale": cv2.INTER_LINEAR, "downscale": cv2.INTER_AREA}
     return [

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from cellseg.config import AugmentConfig, ModelConfig
 from cellseg.core import Image, Record, Sample
 from cellseg.datasets.samples import load_sample
-from cellseg.datasets.sampling import draw_from_groups, draw_image, group_members
+from cellseg.datasets.sampling import draw_by_root, draw_from_groups, draw_image, group_members
 from cellseg.datasets.targets import Prepared, prepare_whole
 from cellseg.datasets.windowed import Slide, open_slide, prepare_window
 from cellseg.instances import representation
@@ -95,7 +95,7 @@ class CropDataset(Dataset[Crops]):
         Whether labels are read and encoded.
     cache_mb : int
         Memory for prepared images; slides are never held.
-    balance : {"image", "group"}
+    balance : {"image", "root", "group"}
         What crops are drawn evenly over.
     """
 
@@ -112,7 +112,7 @@ class CropDataset(Dataset[Crops]):
         rank: int = 0,
         world: int = 1,
         cache_mb: int = 4096,
-        balance: Literal["image", "group"] = "image",
+        balance: Literal["image", "root", "group"] = "image",
     ) -> None:
         from cellseg.datasets.augment import View
 
@@ -123,9 +123,10 @@ class CropDataset(Dataset[Crops]):
         self._cache_bytes, self._held = cache_mb * 2**20, 0
         self._cache: OrderedDict[int, Prepared] = OrderedDict()
         self._slides: dict[int, Slide | None] = {}
-        self._groups = group_members(self.records) if balance == "group" else None
-        self._weak = View(augment.weak, augment.invert if labelled else 0.0)
-        self._strong = View(augment.strong, 0.0)
+        self._groups = group_members(self.records) if balance != "image" else None
+        self._draw = draw_from_groups if balance == "group" else draw_by_root
+        self._weak = View(augment.weak, augment.invert if labelled else 0.0, augment.colour)
+        self._strong = View(augment.strong, 0.0, augment.colour)
 
     def __getitem__(self, step: int) -> Crops:
         """Make micro-batch ``step``."""
@@ -141,7 +142,7 @@ class CropDataset(Dataset[Crops]):
         if self._groups is None:
             index = draw_image(number, len(self.records), self.seed)
         else:
-            index = draw_from_groups(number, self._groups, self.seed)
+            index = self._draw(number, self._groups, self.seed)
         rng = np.random.default_rng([self.seed, 2, number])
         slide = self._slide(index)
         if slide is None:

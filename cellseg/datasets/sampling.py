@@ -41,6 +41,13 @@ def draw_from_groups(number: int, groups: Sequence[Sequence[int]], seed: int) ->
     return groups[group][int(order[place])]
 
 
+def draw_by_root(number: int, groups: Sequence[Sequence[int]], seed: int) -> int:
+    """Return the image of crop ``number``: a group in proportion to the square root of its size, then one of it."""
+    share = np.sqrt([len(group) for group in groups])
+    rng = np.random.default_rng([seed, 5, number])
+    return int(rng.choice(groups[rng.choice(len(groups), p=share / share.sum())]))
+
+
 def group_members(records: Sequence[Record]) -> list[list[int]]:
     """List the places of the images of each group, groups sorted by data set and name."""
     members: dict[tuple[str, str], list[int]] = {}
