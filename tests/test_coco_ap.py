@@ -180,6 +180,24 @@ def test_a_false_detection_costs_what_its_rank_says():
     assert livecell_ap([truth], [(labels, np.array([0.5, 0.4, 0.6]))]).ap == pytest.approx(2 / 3, abs=1e-12)
 
 
+def test_halves_of_a_cell_compete_and_the_surer_one_wins():
+    labels = labels_of([square(0, 0, 10)])
+    labels[:5][labels[:5] > 0] = 2  # two halves, IoU 0.5 each
+    scores = livecell_ap([truth_of([square(0, 0, 10)])], [(labels, np.array([0.1, 0.9]))])
+    assert scores.ap50 == pytest.approx(1, abs=1e-12)
+    assert scores.afnr == pytest.approx(0.9, abs=1e-12)  # found at .50 alone, and once
+
+
+def test_a_detection_takes_the_true_cell_it_fits_best():
+    whole, half = square(0, 0, 10), square(0, 0, 10)
+    half[5:] = 0
+    labels = labels_of([whole])
+    labels[5:][labels[5:] > 0] = 2
+    # The upper half fits both true cells (IoU 1 and 0.5); taking the half leaves the whole to the lower half.
+    scores = livecell_ap([truth_of([half, whole])], [(labels, np.array([0.9, 0.1]))])
+    assert scores.afnr == pytest.approx((0 + 9 * 0.5) / 10, abs=1e-12)
+
+
 def test_areas_decide_by_the_annotation_and_both_ends_belong():
     masks = [square(2, 2, 10), square(20, 2, 20), square(2, 30, 32)]
     found = livecell_ap([truth_of(masks)], [(labels_of([0 * masks[0], masks[1]]), None)])
