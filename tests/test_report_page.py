@@ -11,7 +11,7 @@ from PIL import Image
 from report_runs import write_images, write_run
 
 from cellseg.core import CellsegError
-from cellseg.report.page import role, write_page
+from cellseg.report.page import breakable, role, write_page
 
 IDS = ("a", "b", "c")
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -105,11 +105,25 @@ def test_too_many_runs_are_refused(runs, tmp_path):
         write_page(many, tmp_path / "many.html")
 
 
+def test_the_command_prints_where_the_page_is(runs, tmp_path):
+    from typer.testing import CliRunner
+
+    from cellseg.cli import app
+
+    done = CliRunner().invoke(app, ["report", *map(str, runs), "--out", str(tmp_path / "x.html"), "--title", "Nuclei"])
+    assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'x.html'}\n")
+    assert "<h1>Nuclei</h1>" in (tmp_path / "x.html").read_text(encoding="utf-8")
+
+
 def test_hostile_names_are_text(hostile_file):
     text = hostile_file.read_text(encoding="utf-8")
     assert "<img" not in text
     assert text.count("<script>") == 1
     assert "&lt;/script&gt;&lt;script&gt;alert(1)" in text
+
+
+def test_names_break_after_underscores_and_nowhere_else():
+    assert str(breakable("a_b<i>")) == "a_<wbr>b&lt;i&gt;"
 
 
 def test_roles():
@@ -217,7 +231,7 @@ def test_columns_sort_by_click_and_by_key(visit, page_file):
     assert column(page, 0, 1) == ["c", "b", "a"]
     assert head.get_attribute("aria-sort") is None
     page.locator(".sortable").first.get_by_role("button", name="Found").click()
-    assert column(page, 0, 4) == ["2", "3", "4"]
+    assert column(page, 0, 6) == ["2", "3", "4"]
 
 
 def clips(page):

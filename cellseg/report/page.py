@@ -114,7 +114,8 @@ def render_page(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"number": number, "counted": counted, "role": lambda place: role(place, len(methods))}
+    environment.filters |= {"number": number, "counted": counted, "breakable": breakable}
+    environment.filters["role"] = lambda place: role(place, len(methods))
     script = _template_text("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page: str = environment.get_template("page.html.jinja").render(
@@ -149,6 +150,13 @@ def role(place: int, count: int) -> str:
     if count == 1:
         return ""
     return "before" if place == 0 else "after"
+
+
+def breakable(name: str) -> str:
+    """Return a name as HTML that may be broken after its underscores; everything in it is escaped."""
+    from markupsafe import Markup, escape
+
+    return escape(name).replace("_", Markup("_<wbr>"))
 
 
 # ---- figures of one evaluation set
