@@ -263,6 +263,7 @@ def _bands(truth: LabelFile, pred: LabelFile | None, rows: int) -> Iterator[tupl
         except CellsegError as error:
             raise _UnusableError(_unreadable(pred.path, error)) from error
         yield band, other
+        del band, other  # else they stay in memory while the next are read
 
 
 def _details(table: Overlap) -> dict[str, Any]:

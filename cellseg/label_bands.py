@@ -62,6 +62,7 @@ class LabelFile:
                 stop = min(start + BAND_ROWS, bottom)
                 band[start - top : stop - top] = read_label_window(self.path, slice(start, stop), slice(0, width))
             yield band
+            del band  # else it stays in memory while the next is read
 
 
 def open_labels(path: str | Path) -> LabelFile:

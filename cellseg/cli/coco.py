@@ -33,7 +33,7 @@ def evaluate_coco_file(truth: Path, pred: Path | None, out: Path | None, *, othe
         raise CellsegError(f"{truth}: to score against a COCO file give the folder of predicted label images as well")
     if other_options:
         raise CellsegError(
-            f"{truth}: a COCO file is scored whole, by LIVECell's rule; leave --rule and --split away (and all but --out)"
+            f"{truth}: a COCO file is scored whole, by LIVECell's rule; leave --rule and --split away (all but --out)"
         )
     report = evaluate_coco(truth, pred)
     if out is not None:

@@ -6,7 +6,7 @@ script has no result, because it fails or skips, ours is defined here and said.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -93,21 +93,21 @@ def match_neurips_bands(
     empty = np.zeros((0, 0), np.int64)
     totals = count_matches(overlap(empty, empty), thresholds)
     padded = (PATCH, PATCH) if shape[0] * shape[1] >= LARGE_PIXELS else None
-    for labels_true, labels_pred in bands:
-        for true, pred in _patches(np.asarray(labels_true), np.asarray(labels_pred), padded):
-            patch = count_matches(_inner(true, pred, padded), thresholds)
+    for band in bands:
+        for patch in _count_patches(np.asarray(band[0]), np.asarray(band[1]), padded, thresholds):
             totals = tuple(total + part for total, part in zip(totals, patch, strict=True))
+        del band  # else it stays in memory while the next is read
     return totals
 
 
-def _patches(
-    true: NDArray[Any], pred: NDArray[Any], padded: tuple[int, int] | None
-) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+def _count_patches(
+    true: NDArray[Any], pred: NDArray[Any], padded: tuple[int, int] | None, thresholds: tuple[float, ...]
+) -> list[tuple[Counts, ...]]:
+    """Count each patch of a band, or all of it where it is not cut into patches."""
     if padded is None:
-        yield true, pred
-        return
-    for left in range(0, true.shape[1], padded[1]):
-        yield true[:, left : left + padded[1]], pred[:, left : left + padded[1]]
+        return [count_matches(_inner(true, pred), thresholds)]
+    windows = [slice(left, left + padded[1]) for left in range(0, true.shape[1], padded[1])]
+    return [count_matches(_inner(true[:, window], pred[:, window], padded), thresholds) for window in windows]
 
 
 def neurips_f1(counts: Counts) -> float:
