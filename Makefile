@@ -63,8 +63,9 @@ adapt: setup ## Adapt as experiments/EXP.toml says
 eval: setup ## Predict and score the evaluation sets of a run
 	$(CELLSEG) evaluate $(RUNS)/$(EXP)/s$(SEED)
 
-tables: setup ## Render every table from the runs that are there
+tables: setup ## Render every table from the runs that are there, and the representations' ceilings
 	for table in experiments/tables/*.toml; do $(CELLSEG) table $$table || exit 1; done
+	$(BIN)/python experiments/oracle.py --shared $(SHARED)
 
 real: setup ## DSB2018 to LIVECell on the small real samples (up to 40 minutes of two cores)
 	@if [ ! -d $(SHARED) ]; then echo "make real: skipped, the real samples are not in $(SHARED)"; exit 0; fi; \

@@ -197,7 +197,7 @@ class PredictConfig(Strict):
     tta: bool = False
     """Average the four flips."""
     min_size: int = Field(10, ge=0)
-    """Cells of fewer pixels are dropped."""
+    """Cells of fewer pixels are dropped, counted where a typical cell has the network's ``reference_diameter``."""
 
 
 class RunConfig(Strict):

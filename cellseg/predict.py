@@ -114,7 +114,8 @@ class Segmenter:
         maps = self.maps(resize_image(image, zoom))
         if zoom < 1:
             maps = _resize_maps(maps, (image.shape[0], image.shape[1]))
-        decoded = representation(self.config.representation).decode(maps, min_size=self.settings.min_size)
+        min_size = round(self.settings.min_size / min(zoom, 1) ** 2)  # the maps of shrunken images were enlarged
+        decoded = representation(self.config.representation).decode(maps, min_size=min_size)
         return decoded, maps
 
     def estimate_diameter(self, image: Image) -> float | None:

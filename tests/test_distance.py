@@ -129,7 +129,7 @@ def test_a_shallow_valley_does_not_part_a_cell(valley, count):
 
 
 def test_a_bump_on_the_slope_joins_its_own_hill_and_no_second():
-    # A bump of height .30 between valleys of .20 and .15: less than .2 deep, it joins the left hill only.
+    # A bump of height .30 between valleys of .20 and .15: less than .15 deep, it joins the left hill only.
     profile = np.interp(np.arange(100), [0, 20, 40, 48, 56, 78, 99], [0.1, 1, 0.2, 0.3, 0.15, 1, 0.1])
     found = distance.decode(hills_of(profile))
     assert found.max() == 2

@@ -102,3 +102,28 @@ def test_flips_at_test_time_turn_vectors_back(name):
     )
     assert np.allclose(plain, flipped, atol=1e-6)
     assert np.abs(plain).max() > 0.5
+
+
+class Ideal(torch.nn.Module):
+    """A network that answers with given maps, whatever it is shown."""
+
+    def __init__(self, maps):
+        super().__init__()
+        self.maps = torch.from_numpy(maps)[None]
+
+    def forward(self, x):
+        assert x.shape[-2:] == self.maps.shape[-2:]
+        return self.maps
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_min_size_counts_pixels_at_the_scale_of_the_network(name):
+    labels = np.zeros((60, 60), np.int32)
+    labels[5:15, 5:15], labels[20:50, 20:50] = 1, 2  # 100 and 900 pixels as the network sees them
+    module = representation(name)
+    network = Ideal(module.ideal_maps(module.encode(labels)))
+    image = np.zeros((120, 120, 3), np.float32)  # shown at half its size
+    for min_size, count in ((80, 2), (120, 1), (1000, 0)):
+        settings = PredictConfig(min_size=min_size)
+        segmenter = Segmenter(network, ModelConfig(representation=name), settings, torch.device("cpu"), {})
+        assert segmenter.segment_normalized(image, 48.0).max() == count
