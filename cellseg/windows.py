@@ -26,7 +26,7 @@ from cellseg.ranges import grid_step, value_range
 SLIDE_PIXELS = 2**23
 """Images of more pixels are slides: training reads them by window and never holds them whole."""
 
-MAX_SEGMENT_BYTES = 2**25
+MAX_SEGMENT_BYTES = 2**22
 """Largest decoded tile or strip; a file of larger ones is not read by window."""
 
 TILE = 256

@@ -30,30 +30,66 @@ def download(
 
 
 @app.command()
-def prepare(
+def prepare(  # noqa: PLR0913 (options of a command line)
     dataset: Annotated[str, typer.Argument(help="livecell, neurips, folder or synthetic.")],
     root: Annotated[Path, typer.Option(help="Where the images are (for synthetic: where they are written).")],
     out: Annotated[Path, typer.Option(help="Where index.csv and labels/ go.")],
     split_by: Annotated[str, typer.Option(help="LIVECell: 'json' (official) or 'well' (grouped by well).")] = "json",
     val_fraction: Annotated[float, typer.Option(help="Folder: share of labelled images set aside as val.")] = 0.0,
+    partial: Annotated[
+        str | None,
+        typer.Option(help="NeurIPS, folder: images with only some cells labelled: STEM,STEM or a text file."),
+    ] = None,
+    modalities: Annotated[
+        Path | None, typer.Option(help="NeurIPS: CSV (stem,modality) of what is known; the rest is grouped by looks.")
+    ] = None,
+    clusters: Annotated[int | None, typer.Option(help="NeurIPS: how many groups to look for.")] = None,
+    form: Annotated[str, typer.Option(help="Synthetic: form of 'livecell' or 'neurips'.")] = "livecell",
     seed: Seed = 0,
 ) -> None:
     """Turn a data set into index.csv, label images and a report of what was found."""
     check_known("data set", dataset, ("livecell", "neurips", "folder", "synthetic"))
-    if dataset == "neurips":
-        raise CellsegError("prepare neurips: not yet; use 'folder' for images/ with labels/<stem>_label.tiff")
-    if dataset == "folder":
+    check_known("form", form, ("livecell", "neurips"))
+    used = form if dataset == "synthetic" else dataset
+    _check_used(used, partial=partial, modalities=modalities, clusters=clusters, val_fraction=val_fraction or None)
+    if dataset == "synthetic":
+        _write_synthetic(root, form, seed)
+    if used == "folder":
         from cellseg.datasets.folder import prepare_folder
 
-        index = prepare_folder(root, out, val_fraction=val_fraction, seed=seed)
+        index = prepare_folder(root, out, val_fraction=val_fraction, seed=seed, partial=partial)
+    elif used == "neurips":
+        from cellseg.datasets.neurips import prepare_neurips
+
+        name = "synthetic_neurips" if dataset == "synthetic" else "neurips"
+        index = prepare_neurips(
+            root, out, modalities=modalities, clusters=clusters, partial=partial, seed=seed, dataset=name
+        )
     else:
         from cellseg.datasets.livecell import prepare_livecell
 
-        if dataset == "synthetic":
-            from cellseg.datasets.synthetic import write_synthetic
-
-            write_synthetic(root, seed=seed)
-        name = "synthetic" if dataset == "synthetic" else "livecell"
-        index = prepare_livecell(root, out, split_by=split_by, seed=seed, dataset=name)
+        index = prepare_livecell(root, out, split_by=split_by, seed=seed, dataset=dataset)
     say(f"report: {index.parent / 'report.md'}")
     print(index)
+
+
+def _check_used(used: str, **options: object) -> None:
+    """Refuse an option that the chosen data set would silently ignore."""
+    known = {
+        "folder": {"partial", "val_fraction"},
+        "neurips": {"partial", "modalities", "clusters"},
+    }.get(used, set())
+    for name, value in options.items():
+        if value is not None and name not in known:
+            raise CellsegError(f"prepare {used}: --{name.replace('_', '-')} has no meaning there; leave it out")
+
+
+def _write_synthetic(root: Path, form: str, seed: int) -> None:
+    if form == "livecell":
+        from cellseg.datasets.synthetic import write_synthetic
+
+        write_synthetic(root, seed=seed)
+    else:
+        from cellseg.datasets.synthetic_neurips import write_synthetic_neurips
+
+        write_synthetic_neurips(root, seed=seed)

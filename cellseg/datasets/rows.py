@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cellseg.core import CellsegError, Record
@@ -67,18 +67,22 @@ def mark_partial(records: Sequence[Record], names: str | Path | None, where: Pat
     CellsegError
         If a name is of no image, or of one without instance labels, or the file cannot be read.
     """
-    if names is None:
-        return list(records)
-    wanted = set(_read_names(str(names)))
     known = {name for record in records if record.label_kind == "instances" for name in _names_of(record)}
-    if unknown := sorted(wanted - known):
-        raise CellsegError(f"{where}: --partial names {shorten(unknown)}, of which there are no instance labels")
+    wanted = read_partial(names, known, where)
     return [
         dataclasses.replace(record, label_kind="partial")
         if record.label_kind == "instances" and wanted.intersection(_names_of(record))
         else record
         for record in records
     ]
+
+
+def read_partial(names: str | Path | None, known: Iterable[str], where: Path) -> set[str]:
+    """Read the names that :func:`mark_partial` takes; raises CellsegError if one is not among the known."""
+    wanted = set(_read_names(str(names))) if names is not None else set()
+    if unknown := sorted(wanted.difference(known)):
+        raise CellsegError(f"{where}: --partial names {shorten(unknown)}, of which there are no instance labels")
+    return wanted
 
 
 def _unit(record: Record) -> tuple[str, str]:
