@@ -131,7 +131,7 @@ def test_train_adapt_and_score_a_users_folder(weights, tmp_path):
     out = tmp_path / "masks"
     done = cellseg("predict", tmp_path / "images", "--model", tmp_path / "run", "--out", out, "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in out.iterdir()) == ["a.tif", "b.tif"]
+    assert sorted(path.name for path in out.iterdir()) == ["a.scores.csv", "a.tif", "b.scores.csv", "b.tif"]
 
 
 def test_help_and_info_and_import_are_light():
