@@ -184,6 +184,13 @@ def test_origin_names_images_and_start(runs):
     )
 
 
+def test_a_run_alone_says_where_it_started(runs):
+    assert (
+        say_origin(read_methods(runs[1:]))
+        == "learn started from teach and was adapted to 3 labelled images (made: round)."
+    )
+
+
 def test_origin_without_the_index_still_says_what_was_asked_for(runs, index):
     index.unlink()
     assert say_origin(read_methods(runs[:1])) == "teach was trained on labelled images (images)."

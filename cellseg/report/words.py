@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,19 +137,27 @@ def _say_interval(change: Change, name: str) -> str:
 def say_origin(methods: Sequence[Method]) -> str:
     """Say what was adapted from what to what, as far as the configurations tell."""
     first = methods[0]
-    trained = describe_training(first.first)
-    sentences = [f"{first.name} was trained on {trained}."] if trained else []
+    sentences: list[str] = []
     alike: dict[tuple[str, str], list[str]] = {}
-    for method in methods[1:]:
+    for method in methods:
         images = describe_training(method.first)
         start = method.first.config.train.init if method.first.config else None
         if start is not None and images:
-            origin = first.name if _is_run(start, first) else Path(start).name
+            origin = first.name if _is_run(start, first) else _name_of(start)
             alike.setdefault((origin, images), []).append(method.name)
+        elif images and method is first:
+            sentences.append(f"{first.name} was trained on {images}.")
     for (origin, images), names in alike.items():
         were = "was" if len(names) == 1 else "were"
         sentences.append(f"{joined(names)} started from {origin} and {were} adapted to {images}.")
     return " ".join(sentences)
+
+
+def _name_of(start: str) -> str:
+    """Name weights to start from: the run a seed folder belongs to, else the file or folder."""
+    path = Path(start)
+    folder = path.parent if path.suffix else path
+    return folder.parent.name if re.fullmatch(r"s\d+", folder.name) and folder.parent.name else path.name
 
 
 def _is_run(start: str, method: Method) -> bool:
