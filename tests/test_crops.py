@@ -12,7 +12,7 @@ from cellseg.core import CellsegError, Record
 from cellseg.datasets import samples, windowed
 from cellseg.datasets.crops import CropDataset, sample_matrix
 from cellseg.datasets.samples import resize_labels, zoom_for
-from cellseg.datasets.sampling import draw_by_root, draw_from_groups, group_members
+from cellseg.datasets.sampling import draw_by_root, draw_from_groups, group_members, known_diameters
 from cellseg.datasets.targets import near_cells
 from cellseg.datasets.windowed import load_view, split_cut
 from cellseg.images import normalize, read_image, write_labels
@@ -353,3 +353,11 @@ def test_pieces_of_a_cut_cell_become_cells_and_whole_cells_stay():
     assert len(np.unique(got)) == 5
     at_corner = split_cut(labels, [slice(0, 12), slice(88, 100)], size)
     np.testing.assert_array_equal(at_corner, labels)
+
+
+def test_a_foreground_mask_borrows_the_diameter_of_its_group(records):
+    one, two, three = (dataclasses.replace(records[0], id=i, diameter=d) for i, d in (("a", 20), ("b", 30), ("c", 26)))
+    mask = dataclasses.replace(one, id="m", label_kind="foreground", diameter=None)
+    empty = dataclasses.replace(one, id="e", diameter=None)
+    stranger = dataclasses.replace(mask, id="s", group="other")
+    assert known_diameters([one, mask, two, three, empty, stranger]) == [20, 26, 30, 26, None, None]
