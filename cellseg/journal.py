@@ -1,0 +1,28 @@
+"""What a run writes about itself as it goes: lines of JSON, and the same numbers for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from cellseg.files import write_text
+
+LOG_NAME = "log.jsonl"
+
+
+def append(out: Path, step: int, values: dict[str, float]) -> None:
+    """Append the numbers of a step to the log of the run folder ``out``."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with (out / LOG_NAME).open("a", encoding="utf-8") as handle:
+        handle.write(json.dumps({"step": step, **values}) + "\n")
+    with SummaryWriter(str(out / "tensorboard")) as writer:
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+
+
+def truncate(out: Path, step: int) -> None:
+    """Drop log lines after the step a run goes on from; a fresh run, from step 0, starts an empty log."""
+    path = out / LOG_NAME
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() and step else []
+    write_text(path, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
