@@ -1,14 +1,21 @@
 """What every representation must do, whichever it is."""
 
+import json
+
 import numpy as np
 import pytest
+import tifffile
 import torch
 from pydantic import ValidationError
 
-from cellseg.config import ModelConfig, PredictConfig
-from cellseg.core import CellsegError
+from cellseg.adapt import adapt
+from cellseg.config import ModelConfig, PredictConfig, check_config
+from cellseg.core import CellsegError, Record
+from cellseg.datasets.index import write_index
+from cellseg.images import write_labels
 from cellseg.instances import representation
-from cellseg.predict import Segmenter
+from cellseg.predict import Segmenter, load
+from cellseg.train import train
 
 NAMES = ("flow", "distance", "boundary")
 MOVES = {
@@ -127,3 +134,22 @@ def test_min_size_counts_pixels_at_the_scale_of_the_network(name):
         settings = PredictConfig(min_size=min_size)
         segmenter = Segmenter(network, ModelConfig(representation=name), settings, torch.device("cpu"), {})
         assert segmenter.segment_normalized(image, 48.0).max() == count
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_word_of_the_configuration_trains_and_adapts_each(name, disks, tmp_path):
+    tifffile.imwrite(tmp_path / "image.tif", ((disks > 0) * 150 + 50).astype(np.uint8))
+    write_labels(tmp_path / "labels.tif", disks)
+    facts = ("disks", "train", "g", *disks.shape, 3, "instances", 24.0)
+    write_index(tmp_path / "index.csv", [Record("one", tmp_path / "image.tif", tmp_path / "labels.tif", *facts)])
+    data = [{"index": str(tmp_path / "index.csv")}]
+    settings = {"steps": 1, "batch_size": 1, "crop_size": 64, "ema": 0.9, "log_every": 1}
+    run = {"data": {"train": data}, "model": {"size": "tiny", "representation": name}, "train": settings}
+    train(check_config(run), tmp_path / "teacher", device="cpu")
+    run = run | {"train": settings | {"init": str(tmp_path / "teacher")}, "data": {"train": data, "unlabelled": data}}
+    weights = adapt(check_config(run | {"adapt": {"batch_size": 1, "confidence": 0.0}}), tmp_path / "out", device="cpu")
+    logged = json.loads((tmp_path / "out" / "log.jsonl").read_text().splitlines()[0])
+    assert {term.name for term in representation(name).LOSS} <= set(logged)
+    segmenter = load(weights, device="cpu")
+    assert segmenter.config.representation == name
+    assert segmenter.segment(tifffile.imread(tmp_path / "image.tif"), diameter=24.0).shape == disks.shape

@@ -39,7 +39,7 @@ def test_distance_loss_by_hand():
     maps, target = torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2, 2)
     target[0, :, 0, 0] = torch.tensor([1.0, 0.6])
     loss, parts = representation_loss(maps, target, torch.ones(1, 2, 2, 2), "distance")
-    assert parts["distance"].item() == pytest.approx(0.5 * (5 * 0.6) ** 2 / 4)
+    assert parts["distance_map"].item() == pytest.approx(0.5 * (5 * 0.6) ** 2 / 4)
     assert loss.item() == pytest.approx(math.log(2) + 9 / 8)
 
 

@@ -23,7 +23,7 @@ DISTANCE_SCALE = 5.0
 
 LOSS: tuple[Term, ...] = (
     Term("foreground", "bce", slice(0, 1)),
-    Term("distance", "mse", slice(1, 2), scale=DISTANCE_SCALE, weight=0.5),
+    Term("distance_map", "mse", slice(1, 2), scale=DISTANCE_SCALE, weight=0.5),
 )
 VECTORS: tuple[int, ...] = ()
 CONFIDENCE: ConfidenceRule = "margin"
