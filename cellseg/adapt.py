@@ -17,7 +17,7 @@ from cellseg.checkpoint import load_weights
 from cellseg.config import RunConfig
 from cellseg.core import CellsegError, Record
 from cellseg.datasets.crops import CropDataset
-from cellseg.images import normalize, read_image
+from cellseg.datasets.windowed import load_view
 from cellseg.losses import Parts, consistency_target, foreground_target, representation_loss
 from cellseg.models.teacher import EmaTeacher
 from cellseg.predict import load
@@ -47,7 +47,7 @@ def adapt(run: RunConfig, out: str | Path, *, seed: int = 0, resume: bool = Fals
     fabric = make_fabric(run, device)
     unlabelled = gather(run.data.unlabelled, labelled=False)
     views = loader(_unlabelled_crops(run, unlabelled, seed, device, (fabric.global_rank, fabric.world_size)), run)
-    labelled = gather(run.data.train) if run.data.train else []
+    labelled = gather(run.data.train, weak=True) if run.data.train else []
     batches = loader(crops(run, labelled, seed, fabric), run) if labelled else None
     start = load_weights(run.train.init)[0]
     frozen = EmaTeacher(start, 0.0).to(fabric.device) if run.adapt.teacher == "frozen" else None
@@ -99,6 +99,7 @@ def _unlabelled_crops(
         rank=place[0],
         world=place[1],
         cache_mb=run.data.cache_mb,
+        balance=run.data.balance,
     )
 
 
@@ -113,6 +114,6 @@ def _diameters(run: RunConfig, records: Sequence[Record], device: str) -> list[f
     segmenter = load(run.train.init, device=device)
     known = segmenter.about.get("diameter")
     return [
-        segmenter.estimate_diameter(normalize(read_image(record.image), run.model.normalize)) or known
+        segmenter.estimate_diameter(load_view(record, run.model)) or known
         for record in track(records, "estimating cell size", total=len(records))
     ]

@@ -23,11 +23,13 @@ from lightning_fabric import Fabric
 from torch import nn
 from torch.utils.data import DataLoader
 
+from cellseg import journal
 from cellseg.checkpoint import STATE_NAME, WEIGHTS_NAME, load_state, load_weights, save_state, save_weights
 from cellseg.config import RunConfig
 from cellseg.core import CellsegError, Record
 from cellseg.datasets.crops import CropDataset, Crops
 from cellseg.datasets.index import select
+from cellseg.datasets.sampling import known_diameters
 from cellseg.files import write_text
 from cellseg.images import read_image, read_labels
 from cellseg.losses import Parts, representation_loss
@@ -36,6 +38,7 @@ from cellseg.models.build import build_model
 from cellseg.models.teacher import EmaTeacher
 from cellseg.predict import Segmenter
 from cellseg.progress import track
+from cellseg.provenance import describe
 from cellseg.regularizers import L2SP
 
 _PRECISION = {"bf16": "bf16-mixed", "fp16": "16-mixed", "off": "32-true"}
@@ -53,6 +56,9 @@ class State:
     best: float = -math.inf
     best_step: int = 0
     ms: list[float] = field(default_factory=list)
+    """Milliseconds of every update since the start or the last resume."""
+    minutes: float = 0.0
+    """Time of all updates of the run, whatever was interrupted between them."""
 
 
 Objective = Callable[[State, int], tuple[torch.Tensor, Parts, Sequence[str]]]
@@ -81,7 +87,7 @@ def train(run: RunConfig, out: str | Path, *, seed: int = 0, resume: bool = Fals
         The weights handed out: best on the validation images, or the last ones where there are none.
     """
     fabric = make_fabric(run, device)
-    records = gather(run.data.train)
+    records = gather(run.data.train, weak=True)
     batches = loader(crops(run, records, seed, fabric), run)
 
     def supervised(state: State, micro_step: int) -> tuple[torch.Tensor, Parts, Sequence[str]]:
@@ -102,11 +108,11 @@ def layout(images: torch.Tensor, run: RunConfig) -> torch.Tensor:
     return images.contiguous(memory_format=torch.channels_last) if run.train.channels_last else images.contiguous()
 
 
-def gather(selections: Sequence[Any], *, labelled: bool = True) -> list[Record]:
-    """Collect the records of several selections; with ``labelled`` those without instance labels are left out."""
+def gather(selections: Sequence[Any], *, labelled: bool = True, weak: bool = False) -> list[Record]:
+    """Collect records: with ``labelled`` those with instance labels, with ``weak`` also masks and partial labels."""
     records = [record for selection in selections for record in select(selection)]
     if labelled:
-        records = [record for record in records if record.label_kind == "instances"]
+        records = [r for r in records if r.label_kind == "instances" or (weak and r.has_labels)]
     if not records:
         what = "labelled training" if labelled else "unlabelled"
         raise CellsegError(f"no {what} images: name at least one selection under data in the configuration")
@@ -116,7 +122,7 @@ def gather(selections: Sequence[Any], *, labelled: bool = True) -> list[Record]:
 def crops(run: RunConfig, records: Sequence[Record], seed: int, fabric: Fabric) -> CropDataset:
     """Make the labelled crop source of a run for this process."""
     if run.data.diameter == "index":
-        diameters = [record.diameter for record in records]
+        diameters = known_diameters(records)
     else:
         number = run.data.diameter if isinstance(run.data.diameter, float) else None
         diameters = [number] * len(records)
@@ -130,6 +136,7 @@ def crops(run: RunConfig, records: Sequence[Record], seed: int, fabric: Fabric) 
         rank=fabric.global_rank,
         world=fabric.world_size,
         cache_mb=run.data.cache_mb,
+        balance=run.data.balance,
     )
 
 
@@ -184,7 +191,7 @@ def fit(run: RunConfig, out: Path, fabric: Fabric, objective: Objective, *, seed
             return out / WEIGHTS_NAME  # finished: nothing to do, and nothing measured is written over
     if fabric.is_global_zero:
         write_text(out / "config.json", run.model_dump_json(indent=2))
-        _truncate_log(out / "log.jsonl", state.step)
+        journal.truncate(out, state.step)
     val = gather(run.data.val) if run.data.val else []
     last = run.train.steps
     for step in track(range(state.step, last), "training", total=last, done=state.step):
@@ -193,16 +200,17 @@ def fit(run: RunConfig, out: Path, fabric: Fabric, objective: Objective, *, seed
         parts = update(state, run, fabric, objective, seed)
         state.step = step + 1
         state.ms.append(1e3 * (time.perf_counter() - began))
+        state.minutes += state.ms[-1] / 6e4
         if not fabric.is_global_zero:
             continue
         if state.step % run.train.log_every == 0 or state.step == last:
-            _log(out, state, {"lr": learning_rate(run, step), **{name: float(part) for name, part in parts.items()}})
+            journal.append(out, state.step, {"lr": learning_rate(run, step), **_numbers(state, parts)})
         if val and (state.step % run.train.validate_every == 0 or state.step == last):
             _validate(state, run, val, out, about)
         if state.step % run.train.save_every == 0 or state.step == last:
             save_state(out / STATE_NAME, snapshot(state))
     if fabric.is_global_zero:
-        _finish(state, run, out, about, has_validation=bool(val))
+        _finish(state, run, out, about | {"seed": seed}, has_validation=bool(val))
     fabric.barrier()
     return out / WEIGHTS_NAME
 
@@ -319,7 +327,7 @@ def _validate(state: State, run: RunConfig, records: Sequence[Record], out: Path
         scores.append(1.0 if math.isnan(f1) else f1)
     model.train(was_training)
     score = float(np.mean(scores))
-    _log(out, state, {"val_f1": score})
+    journal.append(out, state.step, {"val_f1": score})
     if score > state.best:
         state.best, state.best_step = score, state.step
         save_weights(out / WEIGHTS_NAME, model, run.model, _about(state, run, about))
@@ -327,7 +335,8 @@ def _validate(state: State, run: RunConfig, records: Sequence[Record], out: Path
 
 def _about(state: State, run: RunConfig, about: dict[str, Any]) -> dict[str, Any]:
     """Facts that travel with the weights."""
-    known = [record.diameter for record in gather(run.data.train) if record.diameter] if run.data.train else []
+    train = gather(run.data.train, weak=True) if run.data.train else []
+    known = [record.diameter for record in train if record.diameter]
     diameter = float(np.median(known)) if known else about.get("diameter")
     return {"diameter": diameter, "step": state.step, "init": run.train.init}
 
@@ -338,6 +347,7 @@ def snapshot(state: State) -> dict[str, Any]:
         "step": state.step,
         "best": state.best,
         "best_step": state.best_step,
+        "minutes": state.minutes,
         "student": state.student.module.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "averaged": state.averaged.state_dict() if state.averaged is not None else {},
@@ -357,6 +367,7 @@ def restore(state: State, saved: dict[str, Any]) -> None:
     except (KeyError, RuntimeError, ValueError) as error:
         raise CellsegError("the saved state is of another configuration; start without --resume") from error
     state.step, state.best, state.best_step = saved["step"], saved["best"], saved["best_step"]
+    state.minutes = saved.get("minutes", 0.0)
 
 
 def _finish(state: State, run: RunConfig, out: Path, about: dict[str, Any], *, has_validation: bool) -> None:
@@ -369,27 +380,18 @@ def _finish(state: State, run: RunConfig, out: Path, about: dict[str, Any], *, h
         "chosen_by": "validation F1" if has_validation else "last step, no validation images",
         "val_f1": state.best if has_validation else None,
         "ms_per_step": float(np.median(state.ms)) if state.ms else None,
-        "minutes": sum(state.ms) / 6e4,
+        "minutes": state.minutes,
         "distance": state.penalty.distance() if state.penalty is not None else None,
         "device": str(next(state.student.parameters()).device),
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        "seed": about["seed"],
+        "made_with": describe(),
     }
+    if torch.cuda.is_available():
+        summary["gpu"] = torch.cuda.get_device_name()
     write_text(out / "summary.json", json.dumps(summary, indent=2))
 
 
-def _log(out: Path, state: State, values: dict[str, float]) -> None:
-    """Append a JSON line and the same numbers for TensorBoard."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    with (out / "log.jsonl").open("a", encoding="utf-8") as handle:
-        handle.write(json.dumps({"step": state.step, **values}) + "\n")
-    with SummaryWriter(str(out / "tensorboard")) as writer:
-        for name, value in values.items():
-            writer.add_scalar(name, value, state.step)
-
-
-def _truncate_log(path: Path, step: int) -> None:
-    """Drop log lines after the step a run goes on from; a fresh run starts an empty log."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() and step else []
-    write_text(path, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
+def _numbers(state: State, parts: Parts) -> dict[str, float]:
+    numbers = {name: float(part) for name, part in parts.items()}
+    return numbers if state.penalty is None else {**numbers, "distance": state.penalty.distance()}

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,13 +9,13 @@ import torch
 
 from cellseg.adapt import adapt, ramp
 from cellseg.checkpoint import load_state, load_weights
-from cellseg.config import check_config
+from cellseg.config import Selection, check_config
 from cellseg.core import CellsegError, Record
-from cellseg.datasets.index import write_index
+from cellseg.datasets.index import read_index, write_index
 from cellseg.images import write_labels
 from cellseg.metrics import match
 from cellseg.predict import load
-from cellseg.train import learning_rate, train
+from cellseg.train import gather, learning_rate, train
 
 
 @pytest.fixture(scope="module")
@@ -203,3 +204,17 @@ def test_one_image_is_overfitted_and_found_again(index, tmp_path):
         >= 0.9
     )
     assert load(out).segment(np.zeros((40, 50), np.uint8)).shape == (40, 50)
+
+
+def test_weak_labels_are_trained_on_and_never_scored_against(index, tmp_path):
+    records = read_index(index)
+    kinds = ("instances", "foreground", "partial")
+    weak = [replace(records[0], id=kind, label_kind=kind) for kind in kinds]
+    write_index(tmp_path / "index.csv", weak)
+    chosen = [Selection(index=str(tmp_path / "index.csv"))]
+    assert [r.id for r in gather(chosen, weak=True)] == list(kinds)
+    assert [r.id for r in gather(chosen)] == ["instances"]
+    assert [r.id for r in gather(chosen, labelled=False)] == list(kinds)
+    run = make_run(tmp_path / "index.csv", train={"batch_size": 3, "steps": 2})
+    train(run, tmp_path / "run", device="cpu")
+    assert all("loss" in json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines())
