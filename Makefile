@@ -11,7 +11,7 @@ BIN := .venv/bin
 CELLSEG := $(BIN)/cellseg
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: help setup demo test test-slow lint types data preprocess train adapt eval tables real bench-data bench-metrics bench-networks clean
+.PHONY: help setup demo test test-slow lint types data preprocess train adapt eval tables real bench-data bench-env bench-metrics bench-networks clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -26,6 +26,7 @@ setup: .venv/.installed ## Make .venv with the package and the pinned dependenci
 
 demo: setup ## The whole pipeline on synthetic images: a table and a page in a few minutes
 	$(CELLSEG) prepare synthetic --root data/synthetic --out data/prepared/synthetic --seed $(SEED)
+	$(CELLSEG) prepare synthetic --form neurips --root data/synthetic_neurips --out data/prepared/synthetic_neurips --seed $(SEED)
 	rm -rf $(RUNS)/demo_teacher/s$(SEED) $(RUNS)/demo_student/s$(SEED)
 	$(CELLSEG) train experiments/demo_teacher.toml --seed $(SEED)
 	$(CELLSEG) adapt experiments/demo_student.toml --seed $(SEED) --set train.init=$(RUNS)/demo_teacher/s$(SEED)
@@ -81,11 +82,19 @@ real: setup ## DSB2018 to LIVECell on the small real samples (up to 40 minutes o
 bench-data: setup ## Parse a 250 MB COCO file: seconds and memory
 	$(BIN)/python tests/bench/bench_data.py
 
-bench-metrics: setup ## Time and memory of matching, small to large
+bench-env: .venv-bench/.installed ## Make .venv-bench with the peers that the benchmarks compare with
+
+.venv-bench/.installed: tests/bench/peers.txt constraints.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --constraint constraints.txt torch
+	.venv-bench/bin/python -m pip install --quiet --requirement tests/bench/peers.txt
+	touch $@
+
+bench-metrics: setup bench-env ## Matching against its peers: experiments/results/bench_metrics.md
 	$(BIN)/python tests/bench/bench_metrics.py
 
 bench-networks: setup ## Speed of every network: experiments/results/bench_networks.md
 	$(BIN)/python tests/bench/bench_networks.py
 
 clean: ## Remove what the demo made
-	rm -rf data/synthetic data/prepared/synthetic $(RUNS)/demo_teacher $(RUNS)/demo_student
+	rm -rf data/synthetic data/synthetic_neurips data/prepared/synthetic data/prepared/synthetic_neurips $(RUNS)/demo_teacher $(RUNS)/demo_student

@@ -112,5 +112,5 @@ def write_picture_of_runs(
             labels = read_labels(run / "predictions" / chosen.name / f"{record.id}.tif")
             row[run.resolve().parent.name] = draw_outlines(image, labels, PRED_COLOUR)
         rows.append(row)
-    synthetic = " (synthetic images)" if records[0].dataset == "synthetic" else ""
+    synthetic = " (synthetic images)" if records[0].dataset.startswith("synthetic") else ""
     write_picture(rows, path, f"{chosen.name}{synthetic}")

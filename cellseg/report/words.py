@@ -214,7 +214,7 @@ def say_caveats(methods: Sequence[Method], evaluations: Sequence[str], changes: 
     seeds = min(len(method.runs) for method in methods)
     tables = [table for method in methods for name in evaluations for table in method.scores(name)]
     caveats = []
-    if any((table["dataset"] == "synthetic").any() for table in tables):
+    if any(table["dataset"].str.startswith("synthetic").any() for table in tables):
         caveats.append("Synthetic images: no statement about real microscopy.")
     if changes and seeds == 1:
         which = "One seed each" if all(len(method.runs) == 1 for method in methods) else "One seed of some runs"
