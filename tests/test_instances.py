@@ -153,3 +153,14 @@ def test_one_word_of_the_configuration_trains_and_adapts_each(name, disks, tmp_p
     segmenter = load(weights, device="cpu")
     assert segmenter.config.representation == name
     assert segmenter.segment(tifffile.imread(tmp_path / "image.tif"), diameter=24.0).shape == disks.shape
+
+
+@pytest.mark.parametrize("axis", [0, 1], ids=["rows", "columns"])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_vectors_of_a_flipped_image_are_named_in_order(name, axis, disks):
+    module = representation(name)
+    flipped = np.flip(module.encode(disks), axis + 1).copy()
+    for vector in module.VECTORS[axis : axis + 1]:
+        flipped[vector] *= -1
+    expected = module.encode(np.ascontiguousarray(np.flip(disks, axis)))
+    assert np.quantile(np.abs(flipped - expected), 0.97) < 1e-3
