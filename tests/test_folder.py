@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import tifffile
 
+from cellseg import windows
 from cellseg.core import CellsegError, Record
 from cellseg.datasets.folder import prepare_folder
 from cellseg.datasets.index import read_index
 from cellseg.datasets.rows import split_validation
+from cellseg.images import read_image, read_labels
 
 SHAPE = (20, 30)
 TWO_CELLS = np.zeros(SHAPE, np.uint16)
@@ -398,3 +400,18 @@ def test_images_are_marked_as_partly_labelled_by_name_or_by_list(root):
     assert kinds(root / "some.txt") == {"a": ("partial", 2), "b": ("partial", 2), "c": ("", None)}
     with pytest.raises(CellsegError, match="--partial names 'c', 'd', of which there are no instance labels"):
         prepare(root, partial="a, c,d")
+
+
+def test_a_slide_without_windows_is_copied_in_tiles_and_other_files_are_not(root, monkeypatch):
+    monkeypatch.setattr(windows, "SLIDE_PIXELS", 599)
+    for name in ("a.png", "b.tif"):
+        put(root / "images" / name)
+    put(root / "labels" / "a.png", TWO_CELLS)
+    put(root / "labels" / "b.tif", TWO_CELLS)
+    a, b = prepare(root)
+    out = root.parent / "out"
+    assert (a.image, a.labels) == (out / "tiled" / "a.tif", out / "tiled" / "a_labels.tif")
+    assert (b.image, b.labels) == (root / "images" / "b.tif", root / "labels" / "b.tif")
+    np.testing.assert_array_equal(read_image(a.image), np.arange(600, dtype=np.uint16).reshape(SHAPE))
+    np.testing.assert_array_equal(read_labels(a.labels), TWO_CELLS)
+    assert "### tiled copy (2)" in report_of(root)

@@ -247,6 +247,15 @@ def test_two_images_of_one_stem(root):
     assert "### repeated stem (1)" in report_of(root)
 
 
+def test_the_output_may_be_the_root_unless_its_labels_are_the_source(root):
+    put_image(root / "Tuning" / "images" / "a.png")
+    put_labels(root / "Tuning" / "labels" / "a_label.tiff")
+    assert read_index(prepare_neurips(root, root)) == read_index(prepare_neurips(root, root))
+    put_image(root.parent / "plain" / "images" / "a.png")
+    with pytest.raises(CellsegError, match="choose another output folder"):
+        prepare_neurips(root.parent / "plain", root.parent / "plain")
+
+
 def test_a_folder_of_something_else_is_refused(root):
     put_image(root / "pictures" / "a.png")
     with pytest.raises(CellsegError, match="challenge: wanted Training-labeled/"):
@@ -271,7 +280,7 @@ def test_a_slide_without_windows_is_copied_in_tiles(root, monkeypatch):
     for stem in ("png", "raw"):
         put_labels(images / f"../labels/{stem}_label.tiff", ids)
     records = prepare(root)
-    assert records["png"].image == root.parent / "out" / "images" / "png.tif"
+    assert records["png"].image == root.parent / "out" / "tiled" / "png.tif"
     assert records["raw"].image == images / "raw.tif"  # uncompressed: windows are read from the file itself
     for record in records.values():
         assert windows.has_windows(record.image) and windows.has_windows(record.labels)

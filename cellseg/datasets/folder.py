@@ -9,7 +9,8 @@ Layouts, told apart by what is there; files are matched by stem, case kept, neve
 
 A source ``index.csv`` beside ``images/`` (columns ``image`` and any of ``split, group, n_instances, well``) says
 which images count and what is known of them. Every image and label file is decoded once, so that a damaged one
-is found now and not during training. Files are used where they lie; nothing is copied. What this gives up:
+is found now and not during training. Files are used where they lie; only slides that cannot be read by window are
+copied, in tiles. What this gives up:
 several label files an image, and one file a cell.
 """
 
@@ -22,6 +23,9 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
+
+from numpy.typing import NDArray
 
 from cellseg.core import CellsegError, LabelKind, Record
 from cellseg.datasets.index import Finding, PrepareReport, write_prepared
@@ -29,6 +33,9 @@ from cellseg.datasets.rows import mark_partial, split_validation
 from cellseg.images import IMAGE_SUFFIXES, find_images, read_image, read_labels
 from cellseg.labels import count_instances, median_diameter, split_disconnected
 from cellseg.progress import track
+from cellseg.windows import has_windows, is_slide, write_tiled
+
+FileT = TypeVar("FileT", Path, Path | None)
 
 SPLITS = ("train", "val", "test", "unlabelled")
 
@@ -121,7 +128,7 @@ def prepare_folder(
     if split is not None:
         items = [dataclasses.replace(item, split=split) for item in items]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        results = pool.map(lambda item: _check(item, root), items)
+        results = pool.map(lambda item: _check(item, root, out), items)
         checked = list(track(results, "reading images", total=len(items)))
     findings += [finding for one in checked for finding in one.findings]
     records = [one.record for one in checked if one.record is not None]
@@ -308,7 +315,7 @@ def _check_row(row: dict[str, str], where: str) -> None:
         raise CellsegError(f"{where}: n_instances = '{row['n_instances']}'; wanted a whole number or nothing")
 
 
-def _check(item: _Item, root: Path) -> _Checked:
+def _check(item: _Item, root: Path, out: Path) -> _Checked:
     """Decode an image and its labels and make its record; a bad file becomes a finding."""
     subject = _name(item.image, root)
     try:
@@ -333,8 +340,8 @@ def _check(item: _Item, root: Path) -> _Checked:
         found.append(Finding("no labels", subject, f"in split '{item.split}' without labels; moved to 'unlabelled'"))
     record = Record(
         id=item.id,
-        image=item.image,
-        labels=item.labels,
+        image=_with_windows(item.image, image, out / "tiled" / f"{item.id}.tif", found),
+        labels=_with_windows(item.labels, labels, out / "tiled" / f"{item.id}_labels.tif", found),
         dataset=root.name,
         split=(item.split or "train") if item.labels else "unlabelled",
         group=item.row.get("group", ""),
@@ -346,6 +353,15 @@ def _check(item: _Item, root: Path) -> _Checked:
         well=item.row.get("well", ""),
     )
     return _Checked(record, tuple(found), n_ids, n_pieces)
+
+
+def _with_windows(path: FileT, array: NDArray[Any] | None, copy: Path, found: list[Finding]) -> FileT | Path:
+    """Write a tiled copy of a slide of which windows cannot be read; every other file is used where it lies."""
+    if path is None or array is None or not is_slide(*array.shape[:2]) or has_windows(path):
+        return path
+    write_tiled(copy, array)
+    found.append(Finding("tiled copy", path.name, f"cannot be read by window; {copy.name} in the output is used"))
+    return copy
 
 
 def _judge_labels(item: _Item, subject: str, n_ids: int) -> list[Finding]:

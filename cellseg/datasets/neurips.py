@@ -116,7 +116,7 @@ def prepare_neurips(
         Folder with any of :data:`PARTS` in it or above it, or with ``images/`` and ``labels/`` or
         ``foreground_masks/``.
     out : str or Path
-        Folder to write into; tiled copies of slides go to ``images/`` in it.
+        Folder to write into; tiled copies of slides go to ``tiled/`` in it.
     modalities : str or Path, optional
         CSV with the columns ``stem`` (or an id) and ``modality``; images not named there are grouped by their looks.
     clusters : int, optional
@@ -136,7 +136,7 @@ def prepare_neurips(
     Raises
     ------
     CellsegError
-        If no part is found or no image is usable. Files that cannot be read are left out and named in the report.
+        If no part is found, no image is usable, or ``labels/`` in ``out`` is the source. Files that cannot be read are left out and named in the report.
     """
     root, out = Path(os.path.abspath(root)), Path(os.path.abspath(out))  # noqa: PTH100 - links are kept
     known = read_modalities(modalities) if modalities is not None else {}
@@ -178,6 +178,8 @@ def _find_items(root: Path, out: Path, findings: list[Finding]) -> Iterator[_Ite
         raise CellsegError(f"{root}: is not a folder; run 'cellseg download neurips' or name the unpacked data set")
     parts = list(_find_parts(root, out, findings))
     if not parts and (root / "images").is_dir():
+        if out == root:
+            raise CellsegError(f"{out}: its labels/ is the source and would be mixed; choose another output folder")
         parts = [(root / "images", PLAIN)]
     if not parts:
         raise CellsegError(
@@ -253,7 +255,7 @@ def _check(item: _Item, root: Path, out: Path, dataset: str) -> _Checked:
     """Decode an image and its labels, write the labels and make the record; a bad file becomes a finding."""
     subject = _name(item.image, root)
     try:
-        seen = inspect_image(item.image, out / "images" / f"{item.id}.tif")
+        seen = inspect_image(item.image, out / "tiled" / f"{item.id}.tif")
     except CellsegError as error:
         return _Checked(item, None, (Finding("unreadable image", subject, f"{error}; left out"),))
     found = _judge_image(seen, subject)
