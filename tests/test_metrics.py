@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import subprocess
 import sys
@@ -101,9 +102,9 @@ def test_overlap_is_the_same_however_the_runs_are_added_up(monkeypatch, name, fa
     true, pred = rng.integers(0, 30, (41, 19)), rng.integers(0, 20, (41, 19))
     table = np.zeros((30, 20), int)
     np.add.at(table, (true.ravel(), pred.ravel()), 1)
-    monkeypatch.setattr(module, "BAND_PIXELS", 60)
-    for value in (0, 5, 25, 10**9):
+    for value, pixels in itertools.product((0, 5, 25, 10**9), (60, 10**6)):
         monkeypatch.setattr(module, name, value)
+        monkeypatch.setattr(module, "BAND_PIXELS", pixels)
         result = overlap(true * factor, pred)
         assert result.ids_true.tolist() == [i * factor for i in range(1, 30)]
         assert result.ids_pred.tolist() == list(range(1, 20))
