@@ -21,19 +21,10 @@ from cellseg.checkpoint import load_weights
 from cellseg.confidences import mean_inside, write_confidences
 from cellseg.config import ModelConfig, PredictConfig
 from cellseg.core import CellsegError, Image, Labels
-from cellseg.datasets.samples import resize_image, resize_labels, zoom_for
 from cellseg.images import normalize, read_image, write_labels
 from cellseg.instances import representation
 from cellseg.labels import instance_areas
-
-SCALES = tuple(2.0 ** (step / 2) for step in range(-4, 4))
-"""Zooms tried where the cell size of an image is not known."""
-SCALE_WINDOW = 512
-"""Largest side, in pixels at the network's scale, of the part that is looked at for that."""
-MIN_SHOWN = 48
-"""An image is not shown smaller than this many pixels for it."""
-MIN_FOREGROUND = 0.002
-"""Share of the pixels that must be foreground for a scale to count."""
+from cellseg.scale import resize_image, resize_labels, stable_zoom, zoom_for
 
 
 @dataclass
@@ -119,41 +110,16 @@ class Segmenter:
         return decoded, maps
 
     def estimate_diameter(self, image: Image) -> float | None:
-        """Estimate the cell diameter of a normalised image: the scale at which the network is surest of its cells.
+        """Estimate the cell diameter of a normalised image ``(H, W, 3)`` in its pixels; None where no cell is found.
 
-        Coarse scales first, then the neighbours of the best. Sureness is the mean confidence over the predicted
-        foreground, for ``flow`` the norm of the predicted vectors, which is low where directions contradict each
-        other: in cells shown too large or too small.
-
-        Parameters
-        ----------
-        image : ndarray of float32, shape (H, W, 3)
-            Normalised; of a large one only the centre is looked at.
-
-        Returns
-        -------
-        float or None
-            Diameter in pixels of the image; None where no scale shows a foreground.
+        See :func:`cellseg.scale.stable_zoom`: the scale at which the cells found depend least on scale.
         """
-        sure: dict[float, float] = {}
-        for zoom in SCALES[::2]:
-            sure[zoom] = self._sureness(image, zoom)
-        best = SCALES.index(max(sure, key=sure.__getitem__))
-        for zoom in SCALES[max(best - 1, 0) : best + 2]:
-            sure.setdefault(zoom, self._sureness(image, zoom))
-        zoom = max(sure, key=sure.__getitem__)
-        return self.config.reference_diameter / zoom if sure[zoom] > 0 else None
+        zoom = stable_zoom(image, self._segment_at)
+        return None if zoom is None else self.config.reference_diameter / zoom
 
-    def _sureness(self, image: Image, zoom: float) -> float:
-        rows, columns = (_middle(side, int(SCALE_WINDOW / zoom)) for side in image.shape[:2])
-        if min(rows.stop - rows.start, columns.stop - columns.start) * zoom < MIN_SHOWN:
-            return 0.0
-        maps = self.maps(resize_image(image[rows, columns], zoom))
-        module = representation(self.config.representation)
-        inside = module.foreground(maps) > 0.5
-        if inside.mean() < MIN_FOREGROUND:
-            return 0.0
-        return float(module.confidence(maps)[inside].mean())
+    def _segment_at(self, image: Image, zoom: float) -> Labels:
+        maps = self.maps(resize_image(image, zoom))
+        return representation(self.config.representation).decode(maps, min_size=self.settings.min_size)
 
     def _default_diameter(self, image: Image) -> float | None:
         policy = self.settings.diameter
@@ -268,11 +234,6 @@ def predict_files(
         write_confidences(target, labels, scores)
         write_labels(target, labels)
         yield name, labels
-
-
-def _middle(side: int, length: int) -> slice:
-    start = max(0, (side - length) // 2)
-    return slice(start, min(side, start + length))
 
 
 def _resize_maps(maps: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:

@@ -28,13 +28,13 @@ from cellseg.core import Counts, Labels
 from cellseg.datasets.folder import prepare_folder
 from cellseg.datasets.index import select
 from cellseg.datasets.livecell import prepare_livecell
-from cellseg.datasets.samples import resize_labels, zoom_for
 from cellseg.files import write_text
 from cellseg.images import read_labels
 from cellseg.instances import representation
 from cellseg.labels import median_diameter
 from cellseg.metrics import match
 from cellseg.progress import track
+from cellseg.scale import resize_labels, zoom_for
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "oracle"

@@ -11,12 +11,12 @@ from cellseg.config import AugmentConfig, ModelConfig
 from cellseg.core import CellsegError, Record
 from cellseg.datasets import samples, windowed
 from cellseg.datasets.crops import CropDataset, sample_matrix
-from cellseg.datasets.samples import resize_labels, zoom_for
 from cellseg.datasets.sampling import draw_by_root, draw_from_groups, group_members, known_diameters
 from cellseg.datasets.targets import near_cells
 from cellseg.datasets.windowed import load_view, split_cut
 from cellseg.images import normalize, read_image, write_labels
 from cellseg.instances import flow
+from cellseg.scale import resize_labels, zoom_for
 
 
 def disk_labels(shape=(160, 200)):

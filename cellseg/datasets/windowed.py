@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from cellseg.config import ModelConfig
 from cellseg.core import CellsegError, Image, Labels, Record
-from cellseg.datasets.samples import SAME_SCALE, resize_labels, zoom_for
 from cellseg.datasets.targets import Prepared, combine
 from cellseg.images import normalize, read_image, read_size
+from cellseg.scale import SAME_SCALE, resize_labels, zoom_for
 from cellseg.windows import has_windows, is_slide, measure_ranges, read_label_window, read_window
 
 HALO_DIAMETERS = 3

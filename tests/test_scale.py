@@ -1,0 +1,74 @@
+"""The scale that is chosen: answers known by construction, no network."""
+
+import numpy as np
+import pytest
+
+from cellseg.scale import WINDOW, ZOOMS, stable_zoom, zoom_for
+
+CHOSEN = ZOOMS[1:-1]
+
+
+def squares(shape, side):
+    """Label image of squares of a side with gaps of half a side."""
+    pitch = side + side // 2
+    rows, columns = (np.arange(length) for length in shape)
+    inside = (rows % pitch < side)[:, None] & (columns % pitch < side)[None]
+    ids = (rows // pitch)[:, None] * 1000 + (columns // pitch)[None] + 1
+    return np.where(inside, ids, 0).astype(np.int32)
+
+
+def finds_from(low, high):
+    """Segment squares of 8 image pixels rightly at zooms low to high; elsewhere one blob whose place varies."""
+
+    def segment_at(image, zoom):
+        shape = tuple(max(1, round(side * zoom)) for side in image.shape[:2])
+        if low <= zoom <= high:
+            rows, columns = (((np.arange(n) + 0.5) / zoom).astype(int) for n in shape)
+            return squares(image.shape[:2], 8)[np.minimum(rows, image.shape[0] - 1)[:, None],
+                                               np.minimum(columns, image.shape[1] - 1)[None]]  # fmt: skip
+        labels = np.zeros(shape, np.int32)
+        third = max(1, shape[0] // 3)
+        start = third * (round(2 * np.log2(zoom)) % 3)
+        labels[start : start + third] = 1
+        return labels
+
+    return segment_at
+
+
+@pytest.mark.parametrize("middle", range(3, len(ZOOMS) - 1))
+def test_the_middle_of_three_scales_that_agree_is_chosen(middle):
+    image = np.zeros((240, 240, 3), np.float32)
+    segment_at = finds_from(ZOOMS[middle - 1], ZOOMS[middle + 1])
+    assert stable_zoom(image, segment_at) == ZOOMS[middle]
+
+
+def test_where_nothing_is_found_there_is_no_answer():
+    empty = np.zeros((64, 64, 3), np.float32)
+    assert stable_zoom(empty, lambda image, zoom: np.zeros((8, 8), np.int32)) is None
+
+
+def test_only_the_centre_of_a_large_image_is_shown_and_no_window_is_larger_than_said():
+    seen = []
+
+    def segment_at(image, zoom):
+        seen.append((image.shape[0] * zoom, image.shape[1] * zoom, float(image[..., 0].max())))
+        return np.zeros((8, 8), np.int32)
+
+    image = np.zeros((9000, 200, 3), np.float32)
+    image[:1000] = 1
+    stable_zoom(image, segment_at)
+    assert max(height for height, _, _ in seen) <= WINDOW
+    assert max(bright for _, _, bright in seen) == 0
+
+
+def test_a_thumbnail_is_not_shrunk_to_nothing():
+    zooms = set()
+    stable_zoom(np.zeros((40, 40, 3), np.float32), lambda image, zoom: zooms.add(zoom) or np.zeros((8, 8), np.int32))
+    assert min(zooms) == ZOOMS[5] == 1.0
+
+
+def test_a_known_diameter_gives_the_zoom_and_limits_hold():
+    assert zoom_for(48.0, 24.0) == 0.5
+    assert zoom_for(None, 24.0) == 1.0
+    assert zoom_for(1000.0, 24.0) == 0.1
+    assert zoom_for(1.0, 24.0) == 4.0
