@@ -11,7 +11,7 @@ BIN := .venv/bin
 CELLSEG := $(BIN)/cellseg
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: help setup demo test test-slow lint types data preprocess train adapt eval tables real bench-data bench-env bench-metrics bench-networks clean
+.PHONY: help setup demo test test-slow lint types data preprocess train adapt eval tables real bench-crops bench-data bench-env bench-metrics bench-networks clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -78,6 +78,9 @@ real: setup ## DSB2018 to LIVECell on the small real samples (up to 40 minutes o
 	  $(CELLSEG) evaluate $(RUNS)/$$run/s$(SEED); \
 	done; \
 	$(CELLSEG) table experiments/tables/real.toml
+
+bench-crops: setup ## Training crops from slides of 8,000 x 10,000 pixels: memory and time
+	$(BIN)/python tests/bench/bench_crops.py
 
 bench-data: setup ## Parse a 250 MB COCO file: seconds and memory
 	$(BIN)/python tests/bench/bench_data.py

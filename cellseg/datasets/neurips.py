@@ -136,7 +136,8 @@ def prepare_neurips(
     Raises
     ------
     CellsegError
-        If no part is found, no image is usable, or ``labels/`` in ``out`` is the source. Files that cannot be read are left out and named in the report.
+        If no part is found, no image is usable, or ``labels/`` in ``out`` is the source. Files that cannot be read
+        are left out and named in the report.
     """
     root, out = Path(os.path.abspath(root)), Path(os.path.abspath(out))  # noqa: PTH100 - links are kept
     known = read_modalities(modalities) if modalities is not None else {}
