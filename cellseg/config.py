@@ -13,7 +13,7 @@ import tomllib
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -50,6 +50,10 @@ class Selection(Strict):
     """At most this many images, taken evenly over the groups in index order."""
     max_pixels: int | None = Field(None, ge=1)
     """Leave out larger images (height times width), such as whole slides from validation."""
+    ids: tuple[str, ...] = Field((), strict=False)
+    """Only these images."""
+    without: tuple[str, ...] = Field((), strict=False)
+    """All but these images; with ``ids`` elsewhere, one fold of a cross-validation."""
 
 
 class EvaluationSet(Selection):
@@ -98,22 +102,36 @@ class AugmentConfig(Strict):
         return self
 
 
+_NETWORK_DEFAULTS: dict[str, dict[str, Any]] = {
+    "flexible_unet": {"backbone": "efficientnet-b0", "norm": "batch"},
+    "cellpose": {"widths": (32, 64, 128, 256), "channels": (0, 0), "norm": "batch", "reference_diameter": 30.0},
+}
+"""What a network has where nothing else is said; all others have a size."""
+
+
 class ModelConfig(Strict):
     """A network and everything needed to feed it and read it; saved inside every checkpoint."""
 
-    network: Literal["half_unet", "unet", "flexible_unet"] = "half_unet"
-    """A U-Net at half resolution, MONAI's residual U-Net, or MONAI's U-Net on a known backbone."""
+    network: Literal["half_unet", "unet", "flexible_unet", "cellpose"] = "half_unet"
+    """A U-Net at half resolution, MONAI's residual U-Net, MONAI's U-Net on a known backbone, or that of Cellpose 2/3."""
     size: Literal["tiny", "small", "base"] | None = None
     """Widths of ``half_unet`` and ``unet``, by default ``small``; a backbone fixes its own."""
     backbone: Literal["efficientnet-b0", "resnet18"] | None = None
     """Encoder of ``flexible_unet``, by default ``efficientnet-b0``; its weights start at random."""
+    widths: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(None, strict=False)
+    """Channels of each level of ``cellpose``, finest first, by default Cellpose's own 32, 64, 128, 256."""
+    channels: tuple[Annotated[int, Field(ge=0, le=3)], Annotated[int, Field(ge=0, le=3)]] | None = Field(
+        None, strict=False
+    )
+    """What ``cellpose`` looks at, in Cellpose's words: the channel of the cells (0 grey, the mean of all; 1 red,
+    2 green, 3 blue), then that of their nuclei (0 none); by default 0, 0."""
     representation: Literal["flow", "distance", "boundary"] = "flow"
     """How cells become maps and maps cells: flows to the centre, distances to the outline, or three classes."""
     norm: Literal["instance", "batch", "group"] = "instance"
-    """By default ``instance``; a backbone has ``batch``."""
+    """By default ``instance``; a backbone and ``cellpose`` have ``batch``."""
     dropout: float = Field(0.0, ge=0, lt=1)
     reference_diameter: float = Field(24.0, gt=0)
-    """Images are scaled so that a median cell has this diameter in pixels."""
+    """Images are scaled so that a median cell has this diameter in pixels; by default 30 for ``cellpose``."""
     normalize: NormalizeConfig = NormalizeConfig()
 
     @model_validator(mode="before")
@@ -121,8 +139,7 @@ class ModelConfig(Strict):
     def _defaults_of_the_network(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        flexible = values.get("network") == "flexible_unet"
-        defaults = {"backbone": "efficientnet-b0", "norm": "batch"} if flexible else {"size": "small"}
+        defaults = _NETWORK_DEFAULTS.get(str(values.get("network")), {"size": "small"})
         return dict(values) | {key: word for key, word in defaults.items() if values.get(key) is None}
 
     @model_validator(mode="after")
@@ -133,6 +150,25 @@ class ModelConfig(Strict):
             raise ValueError(f"size ('{self.size}') means nothing for flexible_unet: its backbone sets it; remove size")
         if self.network == "flexible_unet" and self.norm != "batch":
             raise ValueError(f"norm ('{self.norm}') cannot be chosen for flexible_unet: its backbone has batch norm")
+        return self
+
+    @model_validator(mode="after")
+    def _words_of_cellpose(self) -> Self:
+        own = {"widths": self.widths, "channels": self.channels}
+        if self.network != "cellpose":
+            for key, value in own.items():
+                if value is not None:
+                    raise ValueError(f"{key} ({list(value)}) belongs to cellpose, not to {self.network}; remove it")
+            return self
+        fixed = {"norm": "batch", "representation": "flow", "size": None, "dropout": 0.0}
+        for key, wanted in fixed.items():
+            value = getattr(self, key)
+            if value != wanted:
+                raise ValueError(f"{key} ({value!r}) cannot be chosen for cellpose, which fixes it; remove it")
+        if self.channels is not None and self.channels[0] == 0 != self.channels[1]:
+            raise ValueError(f"channels ({list(self.channels)}): nuclei need the cells' own channel, not 0 for grey")
+        if not self.widths:
+            raise ValueError("widths: cellpose has at least one level, for example [32, 64, 128, 256]")
         return self
 
 

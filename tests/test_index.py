@@ -168,6 +168,8 @@ def index(tmp_path):
         ({"limit": 99}, "0B 1B 2B 3A 4C 5A 6A"),
         ({"split": "train", "groups": ("A",), "limit": 1}, "3A"),
         ({"max_pixels": 30 * 40, "split": "val"}, "6A"),
+        ({"ids": ("3A", "6A")}, "3A 6A"),
+        ({"groups": ("A",), "without": ("5A",)}, "3A 6A"),
     ],
 )
 def test_select(index, asked, expected):
@@ -177,6 +179,8 @@ def test_select(index, asked, expected):
 def test_select_says_what_there_is(index):
     with pytest.raises(CellsegError, match=r"index\.csv: no group 'D'; the index has 'A', 'B', 'C'"):
         select(Selection(index=index, groups=("A", "D")))
+    with pytest.raises(CellsegError, match=r"index\.csv: no image '9X'; the index has '0B', "):
+        select(Selection(index=index, without=("9X",)))
     with pytest.raises(CellsegError, match=r"no image of split 'test'; the index has 2 of split 'train' group 'A'"):
         select(Selection(index=index, split="test"))
     with pytest.raises(CellsegError, match=r"no image of split 'val' and groups 'B'"):

@@ -166,7 +166,7 @@ def select(selection: Selection) -> list[Record]:
     Parameters
     ----------
     selection : Selection
-        ``split``, ``groups`` and ``max_pixels`` filter; ``limit`` then takes that many images evenly, the first of
+        ``split``, ``groups``, ``max_pixels``, ``ids`` and ``without`` filter; ``limit`` then takes that many images evenly, the first of
         each group, the second of each group and so on.
 
     Returns
@@ -177,21 +177,20 @@ def select(selection: Selection) -> list[Record]:
     Raises
     ------
     CellsegError
-        As :func:`read_index`; if a group is unknown; if nothing is left, saying what the index has.
+        As :func:`read_index`; if a group or an id is unknown; if nothing is left, saying what the index has.
     """
     records = read_index(selection.index)
-    known = sorted({record.group for record in records})
-    unknown = [group for group in selection.groups if group not in known]
-    if unknown:
-        raise CellsegError(
-            f"{selection.index}: no group {shorten(unknown)}; the index has {shorten(known) or 'no groups'}"
-        )
+    groups = sorted({record.group for record in records})
+    _check_known(selection, "group", selection.groups, groups)
+    _check_known(selection, "image", (*selection.ids, *selection.without), [record.id for record in records])
     chosen = [
         record
         for record in records
         if (selection.split is None or record.split == selection.split)
         and (not selection.groups or record.group in selection.groups)
         and (selection.max_pixels is None or record.height * record.width <= selection.max_pixels)
+        and (not selection.ids or record.id in selection.ids)
+        and record.id not in selection.without
     ]
     if not chosen:
         asked = f"split {selection.split!r}" if selection.split is not None else "any split"
@@ -199,6 +198,14 @@ def select(selection: Selection) -> list[Record]:
         asked += f" of at most {selection.max_pixels} pixels" if selection.max_pixels else ""
         raise CellsegError(f"{selection.index}: no image of {asked}; the index has {_describe(records)}")
     return chosen if selection.limit is None else _take_evenly(chosen, selection.limit)
+
+
+def _check_known(selection: Selection, what: str, wanted: Sequence[str], known: Sequence[str]) -> None:
+    unknown = sorted(set(wanted) - set(known))
+    if unknown:
+        raise CellsegError(
+            f"{selection.index}: no {what} {shorten(unknown)}; the index has {shorten(known) or f'no {what}s'}"
+        )
 
 
 def write_prepared(out: Path, report: PrepareReport) -> Path:
