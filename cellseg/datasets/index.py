@@ -166,8 +166,8 @@ def select(selection: Selection) -> list[Record]:
     Parameters
     ----------
     selection : Selection
-        ``split``, ``groups``, ``max_pixels``, ``ids`` and ``without`` filter; ``limit`` then takes that many images evenly, the first of
-        each group, the second of each group and so on.
+        ``split``, ``groups``, ``max_pixels``, ``ids`` and ``without`` filter; ``limit`` then takes that many images
+        evenly, the first of each group, the second of each group and so on.
 
     Returns
     -------
