@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+from cellseg.config import merge
 from cellseg.files import write_text
 
 LOG_NAME = "log.jsonl"
+SUMMARY_NAME = "summary.json"
 
 
 def append(out: Path, step: int, values: dict[str, float]) -> None:
@@ -26,3 +29,10 @@ def truncate(out: Path, step: int) -> None:
     path = out / LOG_NAME
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() and step else []
     write_text(path, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
+
+
+def note(out: Path, values: dict[str, Any]) -> None:
+    """Lay values over those of the run's summary, nested tables included; without a summary nothing is written."""
+    path = out / SUMMARY_NAME
+    if path.exists():
+        write_text(path, json.dumps(merge(json.loads(path.read_text(encoding="utf-8")), values), indent=2))

@@ -6,8 +6,10 @@ feed the network differently from how it was trained.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,13 @@ class Segmenter:
     settings: PredictConfig
     device: torch.device
     about: Mapping[str, Any]
+    spent: dict[str, float] = field(default_factory=lambda: {"scale": 0.0, "network": 0.0, "decode": 0.0})
+    """Seconds spent on finding the scale, running the network and decoding, over all images so far."""
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of the network's parameters."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
 
     def segment(self, image: NDArray[Any], *, diameter: float | None = None, channel: int | None = None) -> Labels:
         """Segment one raw image.
@@ -102,19 +111,28 @@ class Segmenter:
     def _decode(self, image: Image, diameter: float | None) -> tuple[Labels, NDArray[np.float32]]:
         """Return labels and the maps they were decoded from: at the image's scale, or at the network's if larger."""
         zoom = zoom_for(diameter, self.config.reference_diameter)
-        maps = self.maps(resize_image(image, zoom))
+        with self._timed("network"):
+            maps = self.maps(resize_image(image, zoom))
         if zoom < 1:
             maps = _resize_maps(maps, (image.shape[0], image.shape[1]))
         min_size = round(self.settings.min_size / min(zoom, 1) ** 2)  # the maps of shrunken images were enlarged
-        decoded = representation(self.config.representation).decode(maps, min_size=min_size)
+        with self._timed("decode"):
+            decoded = representation(self.config.representation).decode(maps, min_size=min_size)
         return decoded, maps
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.spent[part] += time.perf_counter() - began
 
     def estimate_diameter(self, image: Image) -> float | None:
         """Estimate the cell diameter of a normalised image ``(H, W, 3)`` in its pixels; None where no cell is found.
 
         See :func:`cellseg.scale.stable_zoom`: the scale at which the cells found depend least on scale.
         """
-        zoom = stable_zoom(image, self._segment_at)
+        with self._timed("scale"):
+            zoom = stable_zoom(image, self._segment_at)
         return None if zoom is None else self.config.reference_diameter / zoom
 
     def _segment_at(self, image: Image, zoom: float) -> Labels:

@@ -233,9 +233,11 @@ def _evaluate_set(
     from cellseg.datasets.index import select, write_index
     from cellseg.evaluate import evaluate as score
     from cellseg.evaluate import write_scores
+    from cellseg.journal import note
     from cellseg.predict import predict_files
     from cellseg.progress import track
 
+    before = dict(segmenter.spent)
     records = [record for record in select(chosen) if record.label_kind == "instances"]
     predictions = folder / "predictions" / chosen.name
     todo = [(record.id, record.image, _known_diameter(segmenter, chosen)) for record in records]
@@ -244,6 +246,8 @@ def _evaluate_set(
     write_index(index, records)
     scores = score(index, predictions, rule=rule, workers=workers)
     write_scores(scores, folder / "scores" / f"{chosen.name}.csv")
+    ms = {part: 1e3 * (spent - before[part]) / len(todo) for part, spent in segmenter.spent.items()}
+    note(folder, {"parameters": segmenter.n_parameters, "ms_per_image": {chosen.name: ms}})
     show_scores(scores, f"{folder}: {chosen.name}")
     _say_problems(scores)
 
