@@ -21,6 +21,7 @@ from cellseg.config import ModelConfig
 from cellseg.core import CellsegError
 from cellseg.files import atomic_path
 from cellseg.models.build import build_model
+from cellseg.models.cellpose_files import is_torch_file, read_cellpose
 from cellseg.models.network import Network
 
 WEIGHTS_NAME = "best.safetensors"
@@ -38,6 +39,8 @@ def save_weights(path: str | Path, model: nn.Module, config: ModelConfig, about:
 def load_weights(path: str | Path) -> tuple[Network, ModelConfig, dict[str, Any]]:
     """Build the network a weights file describes and fill it.
 
+    A file of Cellpose 2 or 3 is read as :func:`cellseg.models.cellpose_files.read_cellpose` does by default.
+
     Returns
     -------
     model : Network
@@ -53,6 +56,8 @@ def load_weights(path: str | Path) -> tuple[Network, ModelConfig, dict[str, Any]
         If the file is missing, not a cellseg checkpoint, or holds tensors of another shape.
     """
     path = resolve_weights(path)
+    if is_torch_file(path):
+        return read_cellpose(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -103,7 +108,10 @@ def resolve_weights(model: str | Path) -> Path:
         return path
     if str(model) == "teacher":
         raise CellsegError("model 'teacher': no pretrained teacher is shipped yet; give a weights file or a run folder")
-    raise CellsegError(f"{model}: no such model; wanted a weights file (*.safetensors) or a run folder")
+    raise CellsegError(
+        f"{model}: no such model; wanted a weights file (*.safetensors), a run folder, or a "
+        "file of Cellpose 2 or 3 (Cellpose keeps its own in ~/.cellpose/models)"
+    )
 
 
 def save_state(path: str | Path, state: dict[str, Any]) -> None:

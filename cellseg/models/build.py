@@ -25,6 +25,10 @@ def build_model(config: ModelConfig) -> Network:
         from cellseg.models.half_unet import HalfUNet
 
         return HalfUNet(n_maps, config)
+    if config.network == "cellpose":
+        from cellseg.models.cellpose import CellposeNet
+
+        return CellposeNet(n_maps, config)
     from cellseg.models.monai_unets import BackboneUNet, ResidualUNet
 
     return ResidualUNet(n_maps, config) if config.network == "unet" else BackboneUNet(n_maps, config)
