@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from cellseg.batches import crops, gather, layout, loader
 from cellseg.checkpoint import load_weights
 from cellseg.config import RunConfig
 from cellseg.core import CellsegError, Record
@@ -22,7 +23,7 @@ from cellseg.losses import Parts, consistency_target, foreground_target, represe
 from cellseg.models.teacher import EmaTeacher
 from cellseg.predict import load
 from cellseg.progress import track
-from cellseg.train import State, crops, fit, gather, layout, loader, make_fabric, supervised_loss
+from cellseg.train import State, fit, make_fabric, place, supervised_loss
 
 
 def adapt(run: RunConfig, out: str | Path, *, seed: int = 0, resume: bool = False, device: str = "auto") -> Path:
@@ -46,9 +47,9 @@ def adapt(run: RunConfig, out: str | Path, *, seed: int = 0, resume: bool = Fals
         raise CellsegError("adapt.teacher = 'ema' needs train.ema > 0, for example 0.99")
     fabric = make_fabric(run, device)
     unlabelled = gather(run.data.unlabelled, labelled=False)
-    views = loader(_unlabelled_crops(run, unlabelled, seed, device, (fabric.global_rank, fabric.world_size)), run)
+    views = loader(_unlabelled_crops(run, unlabelled, seed, device, place(fabric)), run)
     labelled = gather(run.data.train, weak=True) if run.data.train else []
-    batches = loader(crops(run, labelled, seed, fabric), run) if labelled else None
+    batches = loader(crops(run, labelled, seed, place(fabric)), run) if labelled else None
     start = load_weights(run.train.init)[0]
     frozen = EmaTeacher(start, 0.0).to(fabric.device) if run.adapt.teacher == "frozen" else None
 

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cellseg.core import CellsegError
+from cellseg.regularizer_config import RegularizerConfig, from_old_words
 
 
 class Strict(BaseModel):
@@ -69,6 +70,8 @@ class DataConfig(Strict):
     val: tuple[Selection, ...] = Field((), strict=False)
     unlabelled: tuple[Selection, ...] = Field((), strict=False)
     """Images whose labels, if any, are never read; for adaptation."""
+    fisher: tuple[Selection, ...] = Field((), strict=False)
+    """Labelled images whose gradients weigh the pull of ``l2sp_fisher``: what the start learned from."""
     evaluate: tuple[EvaluationSet, ...] = Field((), strict=False)
     diameter: float | Literal["index", "none"] = "index"
     """Cell diameter of training images in pixels: one number, each image's own from the index, or no rescaling."""
@@ -113,7 +116,7 @@ class ModelConfig(Strict):
     """A network and everything needed to feed it and read it; saved inside every checkpoint."""
 
     network: Literal["half_unet", "unet", "flexible_unet", "cellpose"] = "half_unet"
-    """A U-Net at half resolution, MONAI's residual U-Net, MONAI's U-Net on a known backbone, or that of Cellpose 2/3."""
+    """A U-Net at half resolution, MONAI's residual U-Net, MONAI's U-Net on a known backbone, or that of Cellpose 3."""
     size: Literal["tiny", "small", "base"] | None = None
     """Widths of ``half_unet`` and ``unet``, by default ``small``; a backbone fixes its own."""
     backbone: Literal["efficientnet-b0", "resnet18"] | None = None
@@ -165,7 +168,7 @@ class ModelConfig(Strict):
             value = getattr(self, key)
             if value != wanted:
                 raise ValueError(f"{key} ({value!r}) cannot be chosen for cellpose, which fixes it; remove it")
-        if self.channels is not None and self.channels[0] == 0 != self.channels[1]:
+        if self.channels is not None and self.channels[1] and not self.channels[0]:
             raise ValueError(f"channels ({list(self.channels)}): nuclei need the cells' own channel, not 0 for grey")
         if not self.widths:
             raise ValueError("widths: cellpose has at least one level, for example [32, 64, 128, 256]")
@@ -176,7 +179,7 @@ class TrainConfig(Strict):
     """The optimisation; ``steps`` (optimizer updates) is the only clock."""
 
     init: str | None = None
-    """Checkpoint, run folder or model name to start from; also the anchor of L2-SP."""
+    """Checkpoint, run folder or model name to start from, and what ``regularizer`` pulls toward."""
     freeze_encoder: bool = False
     """Train decoder and head only; the encoder stays the one of ``init``."""
     freeze_norm_statistics: bool = False
@@ -189,14 +192,12 @@ class TrainConfig(Strict):
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
-    """Decay toward zero; applied only to weights that L2-SP does not anchor."""
+    """Decay toward zero; applied only to weights that ``regularizer`` does not pull."""
     warmup_steps: int = Field(100, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"
     clip_norm: float | None = Field(1.0, gt=0)
-    l2sp_alpha: float = Field(0.0, ge=0)
-    """Strength of L2-SP toward the starting weights; 0 is plain fine-tuning, bit for bit."""
-    l2sp_convention: Literal["sum", "paper"] = "sum"
-    """``sum``: alpha Σ(w − w⁰)²; ``paper``: half of it (Li et al., ICML 2018)."""
+    regularizer: RegularizerConfig = RegularizerConfig()
+    """What holds the weights; ``l2sp_alpha = 0.1`` is short for ``{ kind = "l2sp", alpha = 0.1 }``."""
     ema: float = Field(0.0, ge=0, lt=1)
     """Largest momentum of the averaged weights that are validated and handed out; 0 hands out the raw ones."""
     precision: Literal["auto", "bf16", "fp16", "off"] = "auto"
@@ -205,6 +206,11 @@ class TrainConfig(Strict):
     validate_every: int = Field(250, ge=1)
     save_every: int = Field(250, ge=1)
     workers: int = Field(0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_words(cls, values: Any) -> Any:
+        return from_old_words(values) if isinstance(values, Mapping) else values
 
 
 class AdaptConfig(Strict):

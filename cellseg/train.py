@@ -2,8 +2,8 @@
 
 ``fit`` runs any objective: supervised training is defined here, adaptation in :mod:`cellseg.adapt`. The only
 clock is ``step``, one optimizer update, and everything random is a function of (seed, step). One update is:
-backward of every micro-batch, unscale, clip, L2-SP gradient, optimizer, averaged weights. The L2-SP gradient is
-injected after clipping, so unlike a penalty inside the loss it is never clipped.
+backward of every micro-batch, unscale, clip, penalty gradient, optimizer, pull, averaged weights. The penalty's
+gradient is injected once and after clipping, so unlike a penalty inside the loss it is never clipped.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,13 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import nn
-from torch.utils.data import DataLoader
 
 from cellseg import journal
+from cellseg.batches import crops, gather, layout, loader
 from cellseg.checkpoint import STATE_NAME, WEIGHTS_NAME, load_state, load_weights, save_state, save_weights
 from cellseg.config import RunConfig
 from cellseg.core import CellsegError, Record
-from cellseg.datasets.crops import CropDataset, Crops
-from cellseg.datasets.index import select
-from cellseg.datasets.sampling import known_diameters
+from cellseg.datasets.crops import Crops
 from cellseg.files import write_text
 from cellseg.images import read_image, read_labels
 from cellseg.losses import Parts, representation_loss
@@ -39,7 +37,9 @@ from cellseg.models.teacher import EmaTeacher
 from cellseg.predict import Segmenter
 from cellseg.progress import track
 from cellseg.provenance import describe
-from cellseg.regularizers import L2SP
+from cellseg.regularizer_config import TOWARD_ZERO
+from cellseg.regularizers import SPD, Penalty
+from cellseg.regularizers.of_run import regularizer_of
 
 _PRECISION = {"bf16": "bf16-mixed", "fp16": "16-mixed", "off": "32-true"}
 
@@ -51,7 +51,7 @@ class State:
     student: Any
     optimizer: Any
     averaged: EmaTeacher | None
-    penalty: L2SP | None
+    penalty: Penalty | SPD | None
     step: int = 0
     best: float = -math.inf
     best_step: int = 0
@@ -88,7 +88,7 @@ def train(run: RunConfig, out: str | Path, *, seed: int = 0, resume: bool = Fals
     """
     fabric = make_fabric(run, device)
     records = gather(run.data.train, weak=True)
-    batches = loader(crops(run, records, seed, fabric), run)
+    batches = loader(crops(run, records, seed, place(fabric)), run)
 
     def supervised(state: State, micro_step: int) -> tuple[torch.Tensor, Parts, Sequence[str]]:
         return supervised_loss(state, batches(micro_step).to(fabric.device), run)
@@ -103,60 +103,9 @@ def supervised_loss(state: State, batch: Crops, run: RunConfig) -> tuple[torch.T
     return loss, parts, batch.ids
 
 
-def layout(images: torch.Tensor, run: RunConfig) -> torch.Tensor:
-    """Lay images out as the run asks; the network's activations follow their input."""
-    return images.contiguous(memory_format=torch.channels_last) if run.train.channels_last else images.contiguous()
-
-
-def gather(selections: Sequence[Any], *, labelled: bool = True, weak: bool = False) -> list[Record]:
-    """Collect records: with ``labelled`` those with instance labels, with ``weak`` also masks and partial labels."""
-    records = [record for selection in selections for record in select(selection)]
-    if labelled:
-        records = [r for r in records if r.label_kind == "instances" or (weak and r.has_labels)]
-    if not records:
-        what = "labelled training" if labelled else "unlabelled"
-        raise CellsegError(f"no {what} images: name at least one selection under data in the configuration")
-    return records
-
-
-def crops(run: RunConfig, records: Sequence[Record], seed: int, fabric: Fabric) -> CropDataset:
-    """Make the labelled crop source of a run for this process."""
-    if run.data.diameter == "index":
-        diameters = known_diameters(records)
-    else:
-        number = run.data.diameter if isinstance(run.data.diameter, float) else None
-        diameters = [number] * len(records)
-    return CropDataset(
-        records,
-        run.model,
-        run.augment,
-        diameters=diameters,
-        shape=(run.train.batch_size, run.train.crop_size),
-        seed=seed,
-        rank=fabric.global_rank,
-        world=fabric.world_size,
-        cache_mb=run.data.cache_mb,
-        balance=run.data.balance,
-    )
-
-
-def loader(dataset: CropDataset, run: RunConfig) -> Callable[[int], Crops]:
-    """Return ``batch(step)``; with workers, consecutive steps are prepared ahead in other processes."""
-    if run.train.workers == 0:
-        return dataset.__getitem__
-    ahead: dict[str, Any] = {}
-
-    def batch(step: int) -> Crops:
-        if ahead.get("next") != step:
-            order = range(step, run.train.steps * run.train.accumulate)
-            ahead["iterator"] = iter(
-                DataLoader(dataset, batch_size=None, sampler=order, num_workers=run.train.workers, pin_memory=False)
-            )
-        ahead["next"] = step + 1
-        crops: Crops = next(ahead["iterator"])
-        return crops
-
-    return batch
+def place(fabric: Fabric) -> tuple[int, int]:
+    """Return the number of this process and the number of processes."""
+    return fabric.global_rank, fabric.world_size
 
 
 def make_fabric(run: RunConfig, device: str) -> Fabric:
@@ -216,20 +165,19 @@ def fit(run: RunConfig, out: Path, fabric: Fabric, objective: Objective, *, seed
 
 
 def start(run: RunConfig, fabric: Fabric) -> tuple[State, dict[str, Any]]:
-    """Build the student, from scratch or from ``train.init``, its optimizer, average and anchor."""
+    """Build the student, from scratch or from ``train.init``, its optimizer, average and regularizer."""
     about: dict[str, Any] = {}
     if run.train.init is None:
-        _refuse_to_freeze_fresh_weights(run)
+        _refuse_to_keep_fresh_weights(run)
         model = build_model(run.model)
     else:
         model, config, about = load_weights(run.train.init)
         if config != run.model.model_copy(update={"dropout": config.dropout}):
             raise CellsegError(f"{run.train.init}: its model is {config}, but the configuration wants {run.model}")
     model.freeze(encoder=run.train.freeze_encoder, statistics=run.train.freeze_norm_statistics)
-    anchored = run.train.l2sp_alpha > 0
-    penalty = L2SP(model, run.train.l2sp_alpha, convention=run.train.l2sp_convention) if run.train.init else None
+    penalty = regularizer_of(run, model, fabric.device)
     averaged = EmaTeacher(model, run.train.ema) if run.train.ema > 0 else None
-    optimizer = _optimizer(run, model, decay=0.0 if anchored else run.train.weight_decay)
+    optimizer = _optimizer(run, model, run.train.weight_decay, penalty.pulled if penalty is not None else set())
     student, optimizer = fabric.setup(model, optimizer)
     if penalty is not None:
         penalty.to(fabric.device)
@@ -239,17 +187,25 @@ def start(run: RunConfig, fabric: Fabric) -> tuple[State, dict[str, Any]]:
     return State(student, optimizer, averaged, penalty), about
 
 
-def _refuse_to_freeze_fresh_weights(run: RunConfig) -> None:
+def _refuse_to_keep_fresh_weights(run: RunConfig) -> None:
     for word in ("freeze_encoder", "freeze_norm_statistics"):
         if getattr(run.train, word):
             raise CellsegError(f"train.{word} keeps what train.init brings, but train.init is not set")
+    settings = run.train.regularizer
+    if settings.is_active and settings.kind not in TOWARD_ZERO:
+        raise CellsegError(f"train.regularizer '{settings.kind}' pulls toward train.init, which is not set")
 
 
-def _optimizer(run: RunConfig, model: nn.Module, decay: float) -> torch.optim.Optimizer:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def _optimizer(run: RunConfig, model: nn.Module, decay: float, pulled: Collection[str] = ()) -> torch.optim.Optimizer:
+    """Make the optimizer; weight decay, a pull toward zero, spares what a regularizer pulls."""
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    free = [parameter for name, parameter in trained if name not in pulled]
+    held = [parameter for name, parameter in trained if name in pulled]
+    groups = [{"params": free, "weight_decay": decay}, {"params": held, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
     if run.train.optimizer == "sgd":
-        return torch.optim.SGD(trained, lr=run.train.lr, momentum=0.9, nesterov=True, weight_decay=decay)
-    return torch.optim.AdamW(trained, lr=run.train.lr, weight_decay=decay)
+        return torch.optim.SGD(groups, lr=run.train.lr, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr=run.train.lr)
 
 
 def learning_rate(run: RunConfig, step: int) -> float:
@@ -281,9 +237,7 @@ def update(state: State, run: RunConfig, fabric: Fabric, objective: Objective, s
             fabric.backward(loss / settings.accumulate)
         parts = {"loss": loss.detach(), **parts}
     _unscale_and_clip(state, settings.clip_norm, fabric)
-    if state.penalty is not None and settings.l2sp_alpha > 0:
-        state.penalty.add_grad_()
-    state.optimizer.step()
+    _step(state, fabric)
     state.optimizer.zero_grad(set_to_none=True)
     if state.averaged is not None:
         state.averaged.update(state.student.module, state.step)
@@ -297,6 +251,19 @@ def _unscale_and_clip(state: State, clip_norm: float | None, fabric: Fabric) -> 
         return
     # Under fp16 an infinite gradient is the scaler's business: it skips the step and lowers the scale.
     fabric.clip_gradients(state.student, state.optimizer, max_norm=clip_norm, error_if_nonfinite=False)
+
+
+def _step(state: State, fabric: Fabric) -> None:
+    """Step the optimizer between the two halves of the regularizer; a step that fp16 skips pulls nothing."""
+    if state.penalty is None:
+        state.optimizer.step()
+        return
+    scaler = getattr(fabric._precision, "scaler", None)
+    scale = scaler.get_scale() if scaler is not None else 1.0
+    state.penalty.before_step()
+    state.optimizer.step()
+    if scaler is None or scaler.get_scale() >= scale:
+        state.penalty.after_step(state.optimizer.param_groups[0]["lr"])
 
 
 def _check_finite(loss: torch.Tensor, name: str, step: int, ids: Sequence[str]) -> None:
@@ -381,7 +348,9 @@ def _finish(state: State, run: RunConfig, out: Path, about: dict[str, Any], *, h
         "val_f1": state.best if has_validation else None,
         "ms_per_step": float(np.median(state.ms)) if state.ms else None,
         "minutes": state.minutes,
+        "regularizer": run.train.regularizer.kind,
         "distance": state.penalty.distance() if state.penalty is not None else None,
+        "distances": state.penalty.distances() if state.penalty is not None else None,
         "device": str(next(state.student.parameters()).device),
         "threads": torch.get_num_threads(),
         "seed": about["seed"],
@@ -393,5 +362,11 @@ def _finish(state: State, run: RunConfig, out: Path, about: dict[str, Any], *, h
 
 
 def _numbers(state: State, parts: Parts) -> dict[str, float]:
+    """Return what is logged: the parts of the loss, the distance from the start, the value of an active penalty."""
     numbers = {name: float(part) for name, part in parts.items()}
-    return numbers if state.penalty is None else {**numbers, "distance": state.penalty.distance()}
+    if state.penalty is None:
+        return numbers
+    if isinstance(state.penalty, Penalty) and state.penalty.settings.is_active:
+        with torch.no_grad():
+            numbers["penalty"] = float(state.penalty())
+    return numbers | {"distance": state.penalty.distance()}

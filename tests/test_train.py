@@ -8,6 +8,7 @@ import tifffile
 import torch
 
 from cellseg.adapt import adapt, ramp
+from cellseg.batches import gather
 from cellseg.checkpoint import load_state, load_weights
 from cellseg.config import Selection, check_config
 from cellseg.core import CellsegError, Record
@@ -15,7 +16,7 @@ from cellseg.datasets.index import read_index, write_index
 from cellseg.images import write_labels
 from cellseg.metrics import match
 from cellseg.predict import load
-from cellseg.train import gather, learning_rate, train
+from cellseg.train import learning_rate, train
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,71 @@
+"""From the selections of a run to batches of crops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from cellseg.config import RunConfig
+from cellseg.core import CellsegError, Record
+from cellseg.datasets.crops import CropDataset, Crops
+from cellseg.datasets.index import select
+from cellseg.datasets.sampling import known_diameters
+
+
+def layout(images: torch.Tensor, run: RunConfig) -> torch.Tensor:
+    """Lay images out as the run asks; the network's activations follow their input."""
+    return images.contiguous(memory_format=torch.channels_last) if run.train.channels_last else images.contiguous()
+
+
+def gather(selections: Sequence[Any], *, labelled: bool = True, weak: bool = False) -> list[Record]:
+    """Collect records: with ``labelled`` those with instance labels, with ``weak`` also masks and partial labels."""
+    records = [record for selection in selections for record in select(selection)]
+    if labelled:
+        records = [r for r in records if r.label_kind == "instances" or (weak and r.has_labels)]
+    if not records:
+        what = "labelled training" if labelled else "unlabelled"
+        raise CellsegError(f"no {what} images: name at least one selection under data in the configuration")
+    return records
+
+
+def crops(run: RunConfig, records: Sequence[Record], seed: int, place: tuple[int, int] = (0, 1)) -> CropDataset:
+    """Make the labelled crop source of a run for process ``place[0]`` of ``place[1]``."""
+    if run.data.diameter == "index":
+        diameters = known_diameters(records)
+    else:
+        number = run.data.diameter if isinstance(run.data.diameter, float) else None
+        diameters = [number] * len(records)
+    return CropDataset(
+        records,
+        run.model,
+        run.augment,
+        diameters=diameters,
+        shape=(run.train.batch_size, run.train.crop_size),
+        seed=seed,
+        rank=place[0],
+        world=place[1],
+        cache_mb=run.data.cache_mb,
+        balance=run.data.balance,
+    )
+
+
+def loader(dataset: CropDataset, run: RunConfig) -> Callable[[int], Crops]:
+    """Return ``batch(step)``; with workers, consecutive steps are prepared ahead in other processes."""
+    if run.train.workers == 0:
+        return dataset.__getitem__
+    ahead: dict[str, Any] = {}
+
+    def batch(step: int) -> Crops:
+        if ahead.get("next") != step:
+            order = range(step, run.train.steps * run.train.accumulate)
+            ahead["iterator"] = iter(
+                DataLoader(dataset, batch_size=None, sampler=order, num_workers=run.train.workers, pin_memory=False)
+            )
+        ahead["next"] = step + 1
+        crops: Crops = next(ahead["iterator"])
+        return crops
+
+    return batch
