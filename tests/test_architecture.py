@@ -10,7 +10,7 @@ FLOOR = {
     "core": 0, "config": 0, "files": 0, "regularizer_config": 0, "progress": 0, "provenance": 0,
     "images": 1, "labels": 1, "scale": 1, "ranges": 1, "windows": 1, "label_bands": 1, "metrics": 1, "confidences": 1,
     "tiling": 1, "instances": 1,
-    "batches": 2,
+    "batches": 2, "elastic_net": 2,
     "datasets": 2, "pairing": 2, "models": 2, "losses": 2, "regularizers": 2, "checkpoint": 2, "journal": 2,
     "train": 3, "adapt": 3, "predict": 3, "evaluate": 3, "compare": 3, "evaluate_coco": 3, "tables": 3,
     "table_formats": 0, "report": 3,
