@@ -11,7 +11,7 @@ BIN := .venv/bin
 CELLSEG := $(BIN)/cellseg
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: help setup demo test test-slow lint types data preprocess train adapt eval tables real bench-crops bench-data bench-env bench-metrics bench-networks clean
+.PHONY: help setup demo test test-slow lint types data preprocess train adapt eval tables real bench-crops bench-data bench-env bench-metrics bench-networks cellpose-equal clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -95,6 +95,9 @@ bench-env: .venv-bench/.installed ## Make .venv-bench with the peers that the be
 
 bench-metrics: setup bench-env ## Matching against its peers: experiments/results/bench_metrics.md
 	$(BIN)/python tests/bench/bench_metrics.py
+
+cellpose-equal: setup bench-env ## Our Cellpose network against cellpose itself: experiments/results/cellpose_equal.md
+	$(BIN)/python tests/bench/cellpose_equal.py
 
 bench-networks: setup ## Speed of every network: experiments/results/bench_networks.md
 	$(BIN)/python tests/bench/bench_networks.py

@@ -5,8 +5,9 @@ features over the image, brought to unit norm (Stringer, Wang, Michaelos, Pachit
 10.1038/s41592-020-01018-x, Methods; checked against ``cellpose/resnet_torch.py``, class ``CPnet``, of cellpose 3.1).
 Its files are read and written by :mod:`cellseg.models.cellpose_files`.
 
-Two things differ from what Cellpose does around the network: a colour image becomes grey after its channels were
-normalised (there before), and where the style would be 0/0 it is 0. A grey image is the same in both.
+What differs around the network: a colour image becomes grey after its channels were normalised (there before), values
+are clipped to [-1, 2] first (there not), images are shrunk by averaging areas, and ``predict`` cuts tiles of 512 pixels
+where Cellpose cuts 224, each with a style of its own. Where a style would be 0/0 it is 0.
 """
 
 from __future__ import annotations

@@ -165,7 +165,10 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
             f"training writes it ({reason or type(error).__name__})"
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise CellsegError(f"{path}: a PyTorch file, but not the weights of a network of Cellpose 2 or 3")
+        raise CellsegError(
+            f"{path}: a PyTorch file, but not the weights of a network of Cellpose 2 or 3; "
+            "of a run of cellseg give the folder"
+        )
     return dict(state)
 
 

@@ -93,14 +93,17 @@ def run(path: str, source: str, out: str) -> None:
     quick, plain = (models.CellposeModel(pretrained_model=path, gpu=False, mkldnn=mkldnn) for mkldnn in (True, False))
     with torch.no_grad():
         maps = plain.net.eval()(torch.from_numpy(given["batch"]))[0].numpy()
-    _, flows, _ = plain.eval(given["grey"], channels=[0, 0], diameter=plain.diam_mean, compute_masks=False)
+    raw = {}
+    for key in ("grey", "large"):
+        _, flows, _ = plain.eval(given[key], channels=[0, 0], diameter=plain.diam_mean, compute_masks=False)
+        raw[key] = np.concatenate([flows[1], flows[2][None]])
     np.savez_compressed(
         out,
         cellpose=version("cellpose"),
         batch=maps,
         whole=run_whole(plain.net, given["image"]),
         whole_mkldnn=run_whole(quick.net, given["image"]),
-        grey=np.concatenate([flows[1], flows[2][None]]),
+        **raw,
         flows=labels_to_flows([given["labels"].copy()], device=CPU)[0][2:],
         diameters=np.array([plain.diam_mean, plain.diam_labels]),
     )
