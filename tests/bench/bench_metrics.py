@@ -221,7 +221,7 @@ def rows(name: str, timings: list[Timing], shared: dict[str, str]) -> Iterator[d
 
 
 def broken_limits(table: list[dict[str, str]]) -> list[str]:
-    """One answer of all; no slower than a peer, 30 times faster at 3,000 cells, 4 at ten; a slide in 20 reads, 100 MB."""
+    """One answer of all; no slower than a peer, 30 times faster at 3,000 cells, 4 at ten; a slide: 20 reads, 100 MB."""
     answers: dict[tuple[str, str], set[str]] = {}
     for row in table:
         if row["status"] == "ok":
