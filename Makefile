@@ -11,7 +11,7 @@ BIN := .venv/bin
 CELLSEG := $(BIN)/cellseg
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: help setup demo test test-slow lint types data preprocess train adapt eval tables real bench-crops bench-data bench-env bench-metrics bench-networks cellpose-equal clean
+.PHONY: help setup demo test test-slow lint types data preprocess train adapt eval tables real bench-crops bench-data bench-env bench-metrics bench-networks bench-slides cellpose-equal leave-one-out clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -101,6 +101,12 @@ cellpose-equal: setup bench-env ## Our Cellpose network against cellpose itself:
 
 bench-networks: setup ## Speed of every network: experiments/results/bench_networks.md
 	$(BIN)/python tests/bench/bench_networks.py
+
+bench-slides: setup ## Score a pair of 20,000 x 20,000 label images: memory and time
+	$(BIN)/python tests/bench/bench_slides.py
+
+leave-one-out: setup ## Choose the settings of experiments/real_five.toml on its five training images
+	$(BIN)/python experiments/leave_one_out.py experiments/real_five.toml --set train.steps=300,train.lr=1e-3 --set train.steps=300,train.lr=3e-4
 
 clean: ## Remove what the demo made
 	rm -rf data/synthetic data/synthetic_neurips data/prepared/synthetic data/prepared/synthetic_neurips $(RUNS)/demo_teacher $(RUNS)/demo_student
