@@ -98,11 +98,12 @@ class Segmenter:
         labels = resize_labels(decoded, (normal.shape[0], normal.shape[1]))
         foreground = representation(self.config.representation).foreground(maps)
         kept = np.isin(instance_areas(decoded)[0], instance_areas(labels)[0])
-        return labels, mean_inside(decoded, foreground)[kept]
+        return _consecutive(labels), mean_inside(decoded, foreground)[kept]
 
     def segment_normalized(self, image: Image, diameter: float | None) -> Labels:
         """Segment a normalised image ``(H, W, 3)`` whose cells have the given diameter in pixels."""
-        return resize_labels(self._decode(image, diameter)[0], (image.shape[0], image.shape[1]))
+        decoded = self._decode(image, diameter)[0]
+        return _consecutive(resize_labels(decoded, (image.shape[0], image.shape[1])))
 
     def _prepare(self, image: NDArray[Any], diameter: float | None, channel: int | None) -> tuple[Image, float | None]:
         normal = normalize(image, self.config.normalize, channel)
@@ -252,6 +253,13 @@ def predict_files(
         write_confidences(target, labels, scores)
         write_labels(target, labels)
         yield name, labels
+
+
+def _consecutive(labels: Labels) -> Labels:
+    """Close the gaps that cells leave which shrank to nothing."""
+    from skimage.segmentation import relabel_sequential
+
+    return np.asarray(relabel_sequential(labels)[0], np.int32)
 
 
 def _resize_maps(maps: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:

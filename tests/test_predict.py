@@ -1,0 +1,47 @@
+"""A segmenter around a network whose maps are known."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cellseg.config import ModelConfig, PredictConfig
+from cellseg.instances import representation
+from cellseg.predict import Segmenter
+
+
+class Fixed(nn.Module):
+    """Returns the same maps whatever it is shown."""
+
+    def __init__(self, maps):
+        super().__init__()
+        self.maps = torch.from_numpy(maps)[None]
+
+    def forward(self, images):
+        return self.maps
+
+
+@pytest.fixture
+def truth():
+    """Two cells of 12 x 12 pixels and, between them, one a pixel wide that halving misses."""
+    labels = np.zeros((40, 60), np.int32)
+    labels[10:22, 4:16] = 1
+    labels[8:30, 24:25] = 2
+    labels[10:22, 40:52] = 3
+    return labels
+
+
+def segmenter(truth, reference):
+    module = representation("flow")
+    maps = np.asarray(module.ideal_maps(module.encode(truth)), np.float32)
+    return Segmenter(Fixed(maps), ModelConfig(reference_diameter=reference), PredictConfig(), torch.device("cpu"), {})
+
+
+def test_ids_are_consecutive_also_where_a_cell_is_lost_in_shrinking(truth):
+    small = np.zeros((20, 30), np.uint8)  # shown at twice its size, to the cells of the truth
+    labels, scores = segmenter(truth, reference=24.0).segment_with_scores(small, diameter=12.0)
+    assert np.array_equal(np.unique(labels), [0, 1, 2])
+    assert len(scores) == 2
+    assert labels[8, 4] == 1
+    assert labels[8, 23] == 2  # the truth's third
+    assert np.array_equal(labels, segmenter(truth, reference=24.0).segment(small, diameter=12.0))
