@@ -11,7 +11,7 @@ BIN := .venv/bin
 CELLSEG := $(BIN)/cellseg
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: help setup demo test test-slow lint types data preprocess train adapt eval tables real bench-crops bench-data bench-env bench-metrics bench-networks bench-slides cellpose-equal leave-one-out clean
+.PHONY: help setup demo test test-slow lint types data preprocess train adapt eval tables real bench-crops bench-data bench-env bench-metrics bench-l2sp bench-networks bench-slides cellpose-equal leave-one-out clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -98,6 +98,9 @@ bench-metrics: setup bench-env ## Matching against its peers: experiments/result
 
 cellpose-equal: setup bench-env ## Our Cellpose network against cellpose itself: experiments/results/cellpose_equal.md
 	$(BIN)/python tests/bench/cellpose_equal.py
+
+bench-l2sp: setup ## What a penalty costs a training step: experiments/results/bench_l2sp.md
+	$(BIN)/python tests/bench/bench_l2sp.py
 
 bench-networks: setup ## Speed of every network: experiments/results/bench_networks.md
 	$(BIN)/python tests/bench/bench_networks.py
