@@ -133,10 +133,11 @@ class Segmenter:
         See :func:`cellseg.scale.stable_zoom`: the scale at which the cells found depend least on scale.
         """
         with self._timed("scale"):
-            zoom = stable_zoom(image, self._segment_at)
+            zoom = stable_zoom(image, self.segment_at)
         return None if zoom is None else self.config.reference_diameter / zoom
 
-    def _segment_at(self, image: Image, zoom: float) -> Labels:
+    def segment_at(self, image: Image, zoom: float) -> Labels:
+        """Segment a normalised image shown at a zoom; the labels are of the size it was shown at."""
         maps = self.maps(resize_image(image, zoom))
         return representation(self.config.representation).decode(maps, min_size=self.settings.min_size)
 
@@ -151,13 +152,23 @@ class Segmenter:
 
     def maps(self, image: Image) -> NDArray[np.float32]:
         """Return raw maps ``(K, H, W)`` of a normalised image at the network's scale, tile by tile."""
-        x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].to(self.device)
+        x = self._tensor(image)
         with torch.inference_mode():
             maps = self._tiled(x)
             if self.settings.tta:
                 maps = (maps + sum(self._flipped(x, axes) for axes in ((2,), (3,), (2, 3)))) / 4
         result: NDArray[np.float32] = maps[0].float().cpu().numpy()
         return result
+
+    def flipped_maps(self, image: Image, axes: tuple[int, ...]) -> NDArray[np.float32]:
+        """Return the raw maps of an image shown flipped along axes (0 rows, 1 columns), turned back with vectors."""
+        with torch.inference_mode():
+            maps = self._flipped(self._tensor(image), tuple(axis + 2 for axis in axes))
+        result: NDArray[np.float32] = maps[0].float().cpu().numpy()
+        return result
+
+    def _tensor(self, image: Image) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].to(self.device)
 
     def _flipped(self, x: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
         maps = torch.flip(self._tiled(torch.flip(x, axes)), axes)
