@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from cellseg.adapt_config import AdaptConfig
 from cellseg.core import CellsegError
 from cellseg.regularizer_config import RegularizerConfig, from_old_words
 
@@ -70,6 +71,8 @@ class DataConfig(Strict):
     val: tuple[Selection, ...] = Field((), strict=False)
     unlabelled: tuple[Selection, ...] = Field((), strict=False)
     """Images whose labels, if any, are never read; for adaptation."""
+    replay: tuple[Selection, ...] = Field((), strict=False)
+    """Labelled images of what the start already knows, some of which are in every batch of an adaptation."""
     fisher: tuple[Selection, ...] = Field((), strict=False)
     """Labelled images whose gradients weigh the pull of ``l2sp_fisher``: what the start learned from."""
     evaluate: tuple[EvaluationSet, ...] = Field((), strict=False)
@@ -211,21 +214,6 @@ class TrainConfig(Strict):
     @classmethod
     def _old_words(cls, values: Any) -> Any:
         return from_old_words(values) if isinstance(values, Mapping) else values
-
-
-class AdaptConfig(Strict):
-    """What adaptation adds: a teacher that makes targets on unlabelled images."""
-
-    teacher: Literal["ema", "frozen"] = "ema"
-    """What makes the targets: the averaged student (momentum ``train.ema``) or the unchanged start."""
-    batch_size: int = Field(8, ge=1)
-    """Unlabelled crops a micro-batch."""
-    consistency_weight: float = Field(1.0, ge=0)
-    ramp_steps: int = Field(200, ge=0)
-    confidence: float = Field(0.7, ge=0, le=1)
-    """Pixels whose teacher confidence, by the rule of the representation, is below this are ignored."""
-    diameter: float | Literal["auto", "index"] = "auto"
-    """Cell diameter of unlabelled images: a number, the teacher's own estimate, or the index."""
 
 
 class PredictConfig(Strict):

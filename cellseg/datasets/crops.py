@@ -9,7 +9,7 @@ image have weight 0, and so has whatever the kind of its labels leaves open.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -97,6 +97,9 @@ class CropDataset(Dataset[Crops]):
         Memory for prepared images; slides are never held.
     balance : {"image", "root", "group"}
         What crops are drawn evenly over.
+    prepare : callable, optional
+        ``prepare(number)`` makes the image of record ``number`` with its targets; by default it is read from the
+        files of the record. Slides are then held as it makes them.
     """
 
     def __init__(  # noqa: PLR0913 (each is one plain fact of the batch; they have no natural grouping)
@@ -113,6 +116,7 @@ class CropDataset(Dataset[Crops]):
         world: int = 1,
         cache_mb: int = 4096,
         balance: Literal["image", "root", "group"] = "image",
+        prepare: Callable[[int], Prepared] | None = None,
     ) -> None:
         from cellseg.datasets.augment import View
 
@@ -120,7 +124,7 @@ class CropDataset(Dataset[Crops]):
         self.diameters, self.labelled, self.seed = list(diameters), labelled, seed
         self.batch_size, self.crop_size = shape
         self.rank, self.world = rank, world
-        self._cache_bytes, self._held = cache_mb * 2**20, 0
+        self._cache_bytes, self._held, self._prepare = cache_mb * 2**20, 0, prepare
         self._cache: OrderedDict[int, Prepared] = OrderedDict()
         self._slides: dict[int, Slide | None] = {}
         self._groups = group_members(self.records) if balance != "image" else None
@@ -158,6 +162,8 @@ class CropDataset(Dataset[Crops]):
         return weak, strong, target, weight, self.records[index].id
 
     def _slide(self, index: int) -> Slide | None:
+        if self._prepare is not None:
+            return None
         if index not in self._slides:
             record, diameter = self.records[index], self.diameters[index]
             self._slides[index] = open_slide(record, self.model, diameter, labelled=self.labelled)
@@ -173,7 +179,10 @@ class CropDataset(Dataset[Crops]):
         if index in self._cache:
             self._cache.move_to_end(index)
             return self._cache[index]
-        prepared = prepare_whole(self.records[index], self.model, self.diameters[index], labelled=self.labelled)
+        if self._prepare is not None:
+            prepared = self._prepare(index)
+        else:
+            prepared = prepare_whole(self.records[index], self.model, self.diameters[index], labelled=self.labelled)
         self._cache[index] = prepared
         self._held += prepared.n_bytes
         while self._held > self._cache_bytes and len(self._cache) > 1:

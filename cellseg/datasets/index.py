@@ -197,7 +197,7 @@ def select(selection: Selection) -> list[Record]:
         asked += f" and groups {shorten(selection.groups)}" if selection.groups else ""
         asked += f" of at most {selection.max_pixels} pixels" if selection.max_pixels else ""
         raise CellsegError(f"{selection.index}: no image of {asked}; the index has {_describe(records)}")
-    return chosen if selection.limit is None else _take_evenly(chosen, selection.limit)
+    return chosen if selection.limit is None else take_evenly(chosen, selection.limit)
 
 
 def _check_known(selection: Selection, what: str, wanted: Sequence[str], known: Sequence[str]) -> None:
@@ -322,7 +322,8 @@ def _relative(target: Path, folder: Path) -> str:
         return Path(os.path.abspath(target)).as_posix()  # noqa: PTH100
 
 
-def _take_evenly(records: Sequence[Record], limit: int) -> list[Record]:
+def take_evenly(records: Sequence[Record], limit: int) -> list[Record]:
+    """Return at most ``limit`` records in their order: the first of each group, the second of each group and so on."""
     turns: Counter[str] = Counter()
     order: list[tuple[int, int]] = []
     for place, record in enumerate(records):

@@ -1,0 +1,48 @@
+"""The words of ``adapt``: what adaptation does with unlabelled images, and which weights it hands out."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class AdaptConfig(BaseModel):
+    """What adaptation adds: unlabelled images, what is made of them, and which weights are handed out."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    method: Literal["pseudo", "consistency", "none"] = "pseudo"
+    """Learn the teacher's surest cells as labels, agree with its maps pixel by pixel, or only watch the images."""
+    teacher: Literal["ema", "frozen"] = "ema"
+    """What makes the targets: the averaged student (momentum ``train.ema``) or the unchanged start."""
+    batch_size: int = Field(8, ge=1)
+    """Unlabelled crops a micro-batch; ``train.batch_size`` counts the labelled ones, where there are any."""
+    replay: float = Field(0.25, ge=0, lt=1)
+    """Share of a micro-batch that comes from ``data.replay``, where that names images."""
+    diameter: float | Literal["auto", "index"] = "auto"
+    """Cell diameter of unlabelled images: a number, the teacher's own estimate, or the index."""
+    round_steps: int = Field(300, ge=1)
+    """``pseudo``: updates after which the teacher, averaged or the student itself, labels the images anew."""
+    views: Literal["flips", "scales", "both"] = "both"
+    """``pseudo``: what a cell must be found again in: four flips, two neighbouring scales, or both."""
+    agreement: float = Field(0.75, gt=0, le=1)
+    """``pseudo``: share of the views in which a cell must be found again to be learned."""
+    background: float = Field(0.2, ge=0, le=0.5)
+    """``pseudo``: pixels with a mean foreground probability below this are learned as background."""
+    consistency_weight: float = Field(1.0, ge=0)
+    """``consistency``: its weight in the loss, after ``ramp_steps`` updates."""
+    ramp_steps: int = Field(200, ge=0)
+    confidence: float = Field(0.7, ge=0, le=1)
+    """``consistency``: pixels whose teacher confidence, by the rule of the representation, is below are ignored."""
+    cutmix: float = Field(0.0, ge=0, le=1)
+    """Probability of pasting a rectangle of another unlabelled crop into one."""
+    watch: int = Field(8, ge=0)
+    """Unlabelled images, evenly over groups, on which the label-free criteria are computed; 0 watches none."""
+    criterion: Literal["auto", "flips", "scales", "cycle", "confidence", "consensus", "last"] = "auto"
+    """What picks the weights that are handed out, the start among them: a label-free criterion, the last step,
+    or (auto) validation F1 where ``data.val`` names images and ``cycle`` where not."""
+    patience: int = Field(4, ge=0)
+    """Looks, one every ``train.validate_every`` updates, without better weights until a run stops; 0 never stops."""
+    wise: float | None = Field(None, ge=0, le=1)
+    """WiSE-FT: share of the adapted weights in what is handed out; the rest is the start."""

@@ -1,0 +1,210 @@
+"""Pseudo-labels: the cells that a network finds in an image whatever the view, and nothing where it is not sure.
+
+Each image is shown at the scale that suits its cells, flipped, and a little finer and coarser. A cell found again in
+most views becomes a label; a pixel that is almost surely background becomes background; all else is left open and
+weighs nothing. One round labels all images and writes what it made into the run folder, where it can be looked at
+and scored like any prediction, and from where a resumed run reads it back.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellseg.adapt_config import AdaptConfig
+from cellseg.config import ModelConfig
+from cellseg.core import CellsegError, Image, Labels, Record
+from cellseg.datasets.targets import Prepared, combine
+from cellseg.datasets.windowed import load_view
+from cellseg.files import write_text
+from cellseg.images import read_labels, write_labels
+from cellseg.instances.interface import renumber
+from cellseg.predict import Segmenter
+from cellseg.progress import track
+from cellseg.scale import resize_image, resize_labels, zoom_for
+from cellseg.views import found_again, see
+
+INDEX_NAME = "index.csv"
+
+SLIDE_SIDE = 2048
+"""Of a slide the middle of this many pixels a side is labelled and learned from."""
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """What a network is sure of in one image.
+
+    Attributes
+    ----------
+    labels : int32 (H, W)
+        The cells kept, at the size of the image.
+    known : bool (H, W)
+        The cells kept and what is surely background; False where nothing is said.
+    diameter : float
+        Cell diameter in pixels at which the image was shown.
+    kept, seen : int
+        Cells kept, and cells found.
+    """
+
+    labels: Labels
+    known: NDArray[np.bool_]
+    diameter: float
+    kept: int
+    seen: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image of a round, as its table holds it.
+
+    Attributes
+    ----------
+    name : str
+        Name of its files ``labels/<name>.tif`` and ``known/<name>.tif``.
+    diameter : float
+        Cell diameter in pixels.
+    kept, seen : int
+        Cells kept and found.
+    known, foreground : float
+        Shares of the pixels about which something is said, and of those in cells kept.
+    """
+
+    name: str
+    diameter: float
+    kept: int
+    seen: int
+    known: float
+    foreground: float
+
+
+def make_labels(
+    segmenter: Segmenter, image: Image, settings: AdaptConfig, diameter: float | None = None
+) -> PseudoLabels:
+    """Label the cells of an image of which a network is sure.
+
+    Parameters
+    ----------
+    segmenter : Segmenter
+        The teacher.
+    image : float32 (H, W, 3)
+        Normalised image.
+    settings : AdaptConfig
+        ``views``, ``agreement`` and ``background``.
+    diameter : float, optional
+        Cell diameter in pixels; found without labels by default, and where none is found that of the images the
+        network was trained on.
+
+    Returns
+    -------
+    PseudoLabels
+        Nothing is kept of an image without cells; its sure background is known even so.
+    """
+    config = segmenter.config
+    diameter = diameter or segmenter.estimate_diameter(image) or segmenter.about.get("diameter")
+    diameter = float(diameter or config.reference_diameter)
+    views = see(segmenter, image, zoom_for(diameter, config.reference_diameter))
+    others = {"flips": views.flips, "scales": views.scales, "both": views.flips + views.scales}[settings.views]
+    share = found_again(views.labels, others)
+    kept = share >= settings.agreement - 1e-9  # a share such as 4 / 6 is no exact number
+    labels = renumber(views.labels, np.concatenate([[False], kept]))
+    known = (labels > 0) | ((views.foreground < settings.background) & (views.labels == 0))
+    shape = (image.shape[0], image.shape[1])
+    return PseudoLabels(
+        resize_labels(labels, shape),
+        resize_labels(known.astype(np.int32), shape) > 0,
+        diameter,
+        int(kept.sum()),
+        len(kept),
+    )
+
+
+def write_round(
+    folder: Path,
+    segmenter: Segmenter,
+    records: Sequence[Record],
+    settings: AdaptConfig,
+    what: str = "labelling images",
+) -> None:
+    """Label all images and write ``labels/``, ``known/`` and, last, ``index.csv``.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the round; what it held of the same names is written over.
+    segmenter : Segmenter
+        The teacher.
+    records : sequence of Record
+        The images; their labels, if any, are not read.
+    settings : AdaptConfig
+        How labels are made; ``diameter`` may be a number or say to take the index's.
+    what : str
+        Name of the work, for the progress bar.
+    """
+    (folder / INDEX_NAME).unlink(missing_ok=True)
+    rows = []
+    names = _names(records)
+    for name, record in track(zip(names, records, strict=True), what, total=len(records)):
+        known = settings.diameter if isinstance(settings.diameter, float) else None
+        diameter = record.diameter if settings.diameter == "index" else known
+        made = make_labels(segmenter, load_view(record, segmenter.config, SLIDE_SIDE), settings, diameter)
+        write_labels(folder / "labels" / f"{name}.tif", made.labels)
+        write_labels(folder / "known" / f"{name}.tif", made.known.astype(np.int32))
+        shares = float(made.known.mean()), float((made.labels > 0).mean())
+        rows.append(Row(name, made.diameter, made.kept, made.seen, *shares))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(field.name for field in fields(Row))
+    writer.writerows(astuple(row) for row in rows)
+    write_text(folder / INDEX_NAME, text.getvalue())
+
+
+def read_round(folder: Path, records: Sequence[Record]) -> list[Row]:
+    """Read the table of a round.
+
+    Raises
+    ------
+    CellsegError
+        If it is missing, damaged or of other images.
+    """
+    path = folder / INDEX_NAME
+    try:
+        with path.open(encoding="utf-8", newline="") as handle:
+            rows = [
+                Row(
+                    line["name"],
+                    float(line["diameter"]),
+                    int(line["kept"]),
+                    int(line["seen"]),
+                    float(line["known"]),
+                    float(line["foreground"]),
+                )
+                for line in csv.DictReader(handle)
+            ]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise CellsegError(f"{path}: the pseudo-labels of this round cannot be read; start without --resume") from error
+    if [row.name for row in rows] != _names(records):
+        raise CellsegError(f"{path}: made of other images than data.unlabelled names now; start without --resume")
+    return rows
+
+
+def prepare_labelled(folder: Path, record: Record, row: Row, config: ModelConfig) -> Prepared:
+    """Read an image with its pseudo-labels, at the network's scale and encoded; unknown pixels weigh nothing."""
+    view = load_view(record, config, SLIDE_SIDE)
+    labels, known = (read_labels(folder / part / f"{row.name}.tif") for part in ("labels", "known"))
+    image = resize_image(view, zoom_for(row.diameter, config.reference_diameter))
+    shape = (image.shape[0], image.shape[1])
+    prepared = combine(image, resize_labels(labels, shape), "instances", config, labelled=True)
+    return replace(prepared, known=resize_labels(known, shape) > 0)
+
+
+def _names(records: Sequence[Record]) -> list[str]:
+    """Name each image by its id, with its number where images of several indices share one."""
+    counts = Counter(record.id for record in records)
+    return [record.id if counts[record.id] == 1 else f"{record.id}-{n}" for n, record in enumerate(records)]
