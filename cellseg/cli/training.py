@@ -121,7 +121,8 @@ def _folder_run(images: Path, labels: Path | None, model: str | None, out: Path,
     index = str(prepare_folder(images, out / "data", labels=labels))
     values: dict[str, Any] = {
         "model": config.model_dump(),
-        "train": {"init": str(weights), "steps": 400, "lr": 3e-4, "ema": 0.99, "l2sp_alpha": 0.003, "save_every": 100}
+        "train": {"init": str(weights), "steps": 400, "lr": 3e-4, "ema": 0.99, "save_every": 100}
+        | {"regularizer": {"kind": "l2sp", "alpha": 0.003}}
         | ({"freeze_norm_statistics": True} if config.norm == "batch" else {}),
         "data": {"unlabelled": [{"index": index}], "train": [{"index": index}] if labels else []},
     }
