@@ -33,14 +33,14 @@ def half_precision(scale=65536.0):
     return Fabric(accelerator="cpu", plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
 
 
-def after_one_update(run, fabric=None, gradient=GRADIENT, decay=0.0):
-    """Weights after one step of SGD (lr 1) on a linear loss, from HERE; they started at START."""
+def after_one_update(run, fabric=None, gradient=GRADIENT, decay=0.0, kind=torch.optim.SGD):
+    """Weights after one step (lr 1) on a linear loss, from HERE; they started at START."""
     fabric = fabric or Fabric(accelerator="cpu")
     layer = nn.Linear(2, 1, bias=False)
     layer.weight.data.copy_(START)
     penalty = build_regularizer(layer, run.train.regularizer)
     layer.weight.data.copy_(HERE)
-    student, optimizer = fabric.setup(layer, torch.optim.SGD(layer.parameters(), lr=1.0, weight_decay=decay))
+    student, optimizer = fabric.setup(layer, kind(layer.parameters(), lr=1.0, weight_decay=decay))
     state = State(student, optimizer, None, penalty)
 
     def objective(state, micro):
@@ -93,6 +93,13 @@ def test_bf16_keeps_float32_weights_so_that_small_pulls_count():
 def test_the_decoupled_pull_comes_after_the_step_and_goes_with_the_learning_rate():
     found = after_one_update(make_run(kind="l2sp", alpha=0.125, form="decoupled"))
     torch.testing.assert_close(found, START + 0.75 * (HERE - GRADIENT - START))
+
+
+def test_under_adam_the_two_forms_are_two_algorithms():
+    loss, decoupled = (make_run(kind="l2sp", alpha=0.125, form=form) for form in ("loss", "decoupled"))
+    found = [after_one_update(run, gradient=torch.zeros(1, 2), kind=torch.optim.AdamW) for run in (loss, decoupled)]
+    torch.testing.assert_close(found[0], HERE - torch.sign(HERE - START))  # the pull divided by its own size
+    torch.testing.assert_close(found[1], HERE - PULL)
 
 
 def test_spd_takes_back_what_an_update_moved_away():

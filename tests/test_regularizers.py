@@ -173,6 +173,14 @@ def test_distance_is_relative_to_the_start_in_all_and_by_layer(model):
     assert (alone.distance(), alone.distances()) == (0.0, {})
 
 
+def test_no_penalty_reaches_the_statistics_of_batch_norm():
+    layer = nn.BatchNorm2d(4)
+    penalty = L2SP(layer, 1.0)
+    layer(torch.randn(2, 4, 3, 3) + 5)
+    assert layer.running_mean.abs().min() > 0.1
+    assert penalty().item() == penalty.distance() == 0 and penalty.pulled == {"weight", "bias"}
+
+
 def test_the_anchor_is_saved_and_loaded_not_retaken(model):
     penalty = L2SP(model, 1.0)
     saved = penalty.state_dict()
