@@ -34,7 +34,7 @@ class Penalty(Anchored):
     --------
     >>> layer = nn.Linear(2, 1)
     >>> penalty = Penalty(layer, RegularizerConfig(kind="l1sp", alpha=0.5))
-    >>> float(penalty())
+    >>> penalty().item()
     0.0
     """
 
@@ -195,7 +195,7 @@ class L2SP(Penalty):
     --------
     >>> layer = nn.Linear(2, 1)
     >>> penalty = L2SP(layer, alpha=0.5)
-    >>> float(penalty())
+    >>> penalty().item()
     0.0
     """
 
