@@ -109,7 +109,7 @@ bench-slides: setup ## Score a pair of 20,000 x 20,000 label images: memory and 
 	$(BIN)/python tests/bench/bench_slides.py
 
 leave-one-out: setup ## Choose the settings of experiments/real_five.toml on its five training images
-	$(BIN)/python experiments/leave_one_out.py experiments/real_five.toml --set train.steps=300,train.lr=1e-3 --set train.steps=300,train.lr=3e-4
+	$(BIN)/python experiments/leave_one_out.py experiments/real_five.toml --set train.steps=250,train.lr=1e-3 --set train.steps=250,train.lr=3e-4
 
 clean: ## Remove what the demo made
 	rm -rf data/synthetic data/synthetic_neurips data/prepared/synthetic data/prepared/synthetic_neurips $(RUNS)/demo_teacher $(RUNS)/demo_student
