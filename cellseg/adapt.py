@@ -1,81 +1,171 @@
-"""What adaptation adds to training: a teacher that makes targets on unlabelled images of a new microscope.
+"""What adaptation adds to training: images of a new microscope without labels, or with a few.
 
-``L = L_sup(labelled, if any) + λ(t) · L_cons(student(strong(x)), teacher(weak(x)))`` with L2-SP toward the
-pretrained weights, the recipe of SelfAdapt (arXiv 2508.11411). Three things never mix: the *anchor* (the pretrained
-weights, only in the penalty), the *teacher* (frozen, or the student's moving average) and the *student*.
+The teacher makes targets of unlabelled images: cells it is sure of (``pseudo``, :mod:`cellseg.rounds`) or its maps
+(``consistency``, the recipe of SelfAdapt, arXiv 2508.11411). They are learned together with labelled images, where
+there are any, and with images of what the network already knows (``data.replay``), in one forward pass. Three
+things never mix: the *anchor* (the pretrained weights, only in the penalty), the *teacher* (frozen, or the student's
+moving average) and the *student*. Which weights are handed out, the start among them, a judge decides
+(:mod:`cellseg.judging`). Without unlabelled images and replay this is plain fine-tuning, bit for bit.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
+from lightning_fabric import Fabric
 
+from cellseg import journal
 from cellseg.batches import crops, gather, layout, loader
-from cellseg.checkpoint import load_weights
+from cellseg.checkpoint import WEIGHTS_NAME, load_weights, save_weights
 from cellseg.config import RunConfig
 from cellseg.core import CellsegError, Record
-from cellseg.datasets.crops import CropDataset
+from cellseg.criteria import rank_correlations
+from cellseg.cutmix import cut_mix
+from cellseg.datasets.crops import CropDataset, Crops
+from cellseg.datasets.index import take_evenly
 from cellseg.datasets.windowed import load_view
+from cellseg.judging import VAL_F1, Judge, Validation, Watch
 from cellseg.losses import Parts, consistency_target, foreground_target, representation_loss
 from cellseg.models.teacher import EmaTeacher
-from cellseg.predict import load
+from cellseg.models.wise import interpolate
+from cellseg.predict import Segmenter, load
 from cellseg.progress import track
-from cellseg.train import State, fit, make_fabric, place, supervised_loss
+from cellseg.rounds import Rounds, spot
+from cellseg.train import Objective, State, fit, make_fabric, place, refuse_to_overwrite
+
+UNMIXED_NAME = "unmixed.safetensors"
+"""With ``adapt.wise``: the weights before they were mixed with the start."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the unlabelled images teach in one micro-batch.
+
+    Attributes
+    ----------
+    images : Tensor (B, 3, H, W)
+        Strong views.
+    target : Tensor (B, K, H, W)
+        Of the student.
+    weight : Tensor (B, 2, H, W)
+        As :func:`cellseg.losses.representation_loss` wants it.
+    numbers : dict of str to scalar Tensor
+        For the log.
+    ids : tuple of str
+        The images.
+    """
+
+    images: torch.Tensor
+    target: torch.Tensor
+    weight: torch.Tensor
+    numbers: Parts
+    ids: tuple[str, ...]
+
+
+Batches = Callable[[int], Crops]
+Teach = Callable[[State, int], Lesson]
 
 
 def adapt(run: RunConfig, out: str | Path, *, seed: int = 0, resume: bool = False, device: str = "auto") -> Path:
-    """Adapt the model ``train.init`` to unlabelled images, and to a few labelled ones where there are any.
+    """Adapt the model ``train.init`` to unlabelled images, to a few labelled ones, or to both.
 
     Parameters
     ----------
     run : RunConfig
-        ``data.unlabelled`` names the images, ``data.train`` the labelled ones (may be empty).
+        ``data.unlabelled`` names the images, ``data.train`` the labelled ones and ``data.replay`` those of what is
+        known already; each may be empty, but not the first two together.
     out, seed, resume, device
-        As for :func:`cellseg.train.train`.
+        As for :func:`cellseg.train.train`; a round of pseudo-labels is ``out/pseudo/round-<n>``.
 
     Returns
     -------
     Path
-        The weights handed out.
+        The weights handed out; ``summary.json`` beside them says under ``decision`` which these are and why.
     """
     if run.train.init is None:
         raise CellsegError("train.init is not set: adaptation needs a pretrained model to start from")
-    if run.adapt.teacher == "ema" and run.train.ema == 0:
-        raise CellsegError("adapt.teacher = 'ema' needs train.ema > 0, for example 0.99")
+    out = Path(out)
+    refuse_to_overwrite(out, resume=resume)
     fabric = make_fabric(run, device)
-    unlabelled = gather(run.data.unlabelled, labelled=False)
-    views = loader(_unlabelled_crops(run, unlabelled, seed, device, place(fabric)), run)
-    labelled = gather(run.data.train, weak=True) if run.data.train else []
-    batches = loader(crops(run, labelled, seed, place(fabric)), run) if labelled else None
-    start = load_weights(run.train.init)[0]
-    frozen = EmaTeacher(start, 0.0).to(fabric.device) if run.adapt.teacher == "frozen" else None
+    start = load(run.train.init, device=device, settings=run.predict)
+    records = gather(run.data.unlabelled, labelled=False) if run.data.unlabelled or not run.data.train else []
+    method = run.adapt.method if records else "none"
+    if method == "none" and not run.data.train:
+        raise CellsegError("adapt.method = 'none' learns from labelled images only, but data.train names none")
+    if method == "pseudo" and run.data.train:
+        records, method = _without_truth(records, gather(run.data.train, weak=True))
+    watched = take_evenly(records, run.adapt.watch) if records and run.adapt.watch else []
+    judge = _judge(run, watched, start)
+    teach: Teach | None = None
+    if method == "pseudo":
+        watch = (judge, spot(records, watched)) if isinstance(judge, Watch) else None
+        teach = _pseudo(run, Rounds(run, out, records, start=start, fabric=fabric, seed=seed + 7919, watch=watch), seed)
+    elif method == "consistency":
+        teach = _consistency(run, records, start, fabric, seed)
+    supervised = _supervised(run, seed, fabric, n_taught=run.adapt.batch_size if teach is not None else 0)
+    fit(run, out, fabric, _objective(run, teach, supervised, fabric), seed=seed, resume=resume, judge=judge)
+    if fabric.is_global_zero:
+        _conclude(run, out, judge, start)
+    fabric.barrier()
+    return out / WEIGHTS_NAME
+
+
+def _without_truth(records: list[Record], labelled: Sequence[Record]) -> tuple[list[Record], Literal["pseudo", "none"]]:
+    """Leave out the images all cells of which are labelled, unless that is all of them: then nothing is guessed."""
+    true = {record.image for record in labelled if record.label_kind == "instances"}
+    rest = [record for record in records if record.image not in true]
+    return (rest, "pseudo") if rest else (records, "none")
+
+
+def _objective(run: RunConfig, teach: Teach | None, supervised: Sequence[Batches], fabric: Fabric) -> Objective:
+    """Return the loss of a micro-batch: one forward pass over what is taught, labelled and replayed."""
+    name = run.model.representation
 
     def objective(state: State, micro_step: int) -> tuple[torch.Tensor, Parts, Sequence[str]]:
-        teacher = frozen or state.averaged
-        assert teacher is not None
-        crop = views(micro_step).to(fabric.device)
-        with torch.no_grad(), fabric.autocast():
-            target, trusted = consistency_target(teacher(crop.weak), run.adapt.confidence, run.model.representation)
-        maps = state.student(layout(crop.strong, run))
-        weight = trusted * crop.weight
-        consistency, _ = representation_loss(maps, target, weight, run.model.representation)
-        loss = ramp(run, state.step) * consistency
-        teacher_foreground = foreground_target(target, run.model.representation) > 0.5
-        parts = {
-            "consistency": consistency.detach(),
-            "kept": weight.sum() / crop.weight.sum().clamp(min=1),
-            "teacher_foreground": (teacher_foreground * crop.weight).sum() / crop.weight.sum().clamp(min=1),
-        }
-        ids = list(crop.ids)
-        if batches is not None:
-            supervised, named, seen = supervised_loss(state, batches(micro_step).to(fabric.device), run)
-            loss, parts, ids = loss + supervised, {**parts, **named}, [*ids, *seen]
+        lesson = teach(state, micro_step) if teach is not None else None
+        labelled = [batch(micro_step).to(fabric.device) for batch in supervised]
+        ids = [id for part in (lesson, *labelled) if part is not None for id in part.ids]
+        images, target, weight = ([getattr(crops, part) for crops in labelled] for part in ("weak", "target", "weight"))
+        if lesson is None:
+            return *representation_loss(
+                state.student(layout(_join(images), run)), _join(target), _join(weight), name
+            ), ids
+        maps = state.student(layout(_join([lesson.images, *images]), run))
+        mine, rest = maps[: len(lesson.images)], maps[len(lesson.images) :]
+        numbers = lesson.numbers | _foregrounds(mine.detach(), lesson, name)
+        if run.adapt.method == "pseudo":  # labels among labels: every known pixel weighs the same
+            loss, parts = representation_loss(
+                maps, _join([lesson.target, *target]), _join([lesson.weight, *weight]), name
+            )
+            return loss, parts | numbers, ids
+        consistency, _ = representation_loss(mine, lesson.target, lesson.weight, name)
+        loss, parts = ramp(run, state.step) * consistency, {"consistency": consistency.detach(), **numbers}
+        if labelled:
+            known, named = representation_loss(rest, _join(target), _join(weight), name)
+            loss, parts = loss + known, parts | named
         return loss, parts, ids
 
-    return fit(run, Path(out), fabric, objective, seed=seed, resume=resume)
+    return objective
+
+
+def _join(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _foregrounds(maps: torch.Tensor, lesson: Lesson, name: str) -> Parts:
+    """Share of foreground, among the pixels that are learned from, in the targets and in the student's own maps."""
+    student = consistency_target(maps, 0.0, name)[0]
+    weight = lesson.weight[:, :1]
+    return {
+        f"{who}_foreground": ((foreground_target(target, name) > 0.5) * weight).sum() / weight.sum().clamp(min=1)
+        for who, target in (("teacher", lesson.target), ("student", student))
+    }
 
 
 def ramp(run: RunConfig, step: int) -> float:
@@ -86,35 +176,120 @@ def ramp(run: RunConfig, step: int) -> float:
     return run.adapt.consistency_weight * math.exp(-5 * left**2)
 
 
-def _unlabelled_crops(
-    run: RunConfig, records: Sequence[Record], seed: int, device: str, place: tuple[int, int]
-) -> CropDataset:
-    return CropDataset(
-        records,
-        run.model,
-        run.augment,
-        diameters=_diameters(run, records, device),
-        shape=(run.adapt.batch_size, run.train.crop_size),
-        seed=seed + 7919,
-        labelled=False,
-        rank=place[0],
-        world=place[1],
-        cache_mb=run.data.cache_mb,
-        balance=run.data.balance,
+def _pseudo(run: RunConfig, rounds: Rounds, seed: int) -> Teach:
+    """Teach the labels of a round under strong views."""
+
+    def teach(state: State, micro_step: int) -> Lesson:
+        crop = rounds.batch(state, micro_step).to(rounds.fabric.device)
+        parts = _mix(run, (crop.strong, crop.target, crop.weight), [seed, 6, micro_step, place(rounds.fabric)[0]])
+        numbers = {name: torch.tensor(value) for name, value in rounds.numbers.items()}
+        return Lesson(*parts, {"known": parts[2][:, 0].mean(), **numbers}, crop.ids)
+
+    return teach
+
+
+def _consistency(run: RunConfig, records: Sequence[Record], start: Segmenter, fabric: Fabric, seed: int) -> Teach:
+    """Teach the maps of the teacher's weak view under strong views of the same pixels."""
+    if run.adapt.teacher == "ema" and run.train.ema == 0:
+        raise CellsegError("adapt.teacher = 'ema' needs train.ema > 0, for example 0.99")
+    frozen = EmaTeacher(start.model, 0.0).to(fabric.device) if run.adapt.teacher == "frozen" else None
+    rank, world = place(fabric)
+    views = loader(
+        CropDataset(
+            records,
+            run.model,
+            run.augment,
+            diameters=_diameters(run, records, start),
+            shape=(run.adapt.batch_size, run.train.crop_size),
+            seed=seed + 7919,
+            labelled=False,
+            rank=rank,
+            world=world,
+            cache_mb=run.data.cache_mb,
+            balance=run.data.balance,
+        ),
+        run,
     )
 
+    def teach(state: State, micro_step: int) -> Lesson:
+        teacher = frozen or state.averaged
+        assert teacher is not None
+        crop = views(micro_step).to(fabric.device)
+        with torch.no_grad(), fabric.autocast():
+            target, trusted = consistency_target(teacher(crop.weak), run.adapt.confidence, run.model.representation)
+        numbers = {"kept": (trusted * crop.weight).sum() / crop.weight.sum().clamp(min=1)}
+        return Lesson(
+            *_mix(run, (crop.strong, target, trusted * crop.weight), [seed, 6, micro_step, rank]), numbers, crop.ids
+        )
 
-def _diameters(run: RunConfig, records: Sequence[Record], device: str) -> list[float | None]:
+    return teach
+
+
+def _mix(
+    run: RunConfig, parts: tuple[torch.Tensor, torch.Tensor, torch.Tensor], seed: list[int]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """CutMix with a seam of half a cell."""
+    seam = round(run.model.reference_diameter / 2)
+    return cut_mix(parts, np.random.default_rng(seed), run.adapt.cutmix, seam)
+
+
+def _supervised(run: RunConfig, seed: int, fabric: Fabric, *, n_taught: int) -> list[Batches]:
+    """Return the labelled batches: of the target, and of the source where there is something to replay."""
+    batches = []
+    count = n_taught
+    if run.data.train:
+        batches.append(loader(crops(run, gather(run.data.train, weak=True), seed, place(fabric)), run))
+        count += run.train.batch_size
+    share = run.adapt.replay
+    if run.data.replay and share:
+        size = max(1, round(count * share / (1 - share)))
+        source = run.model_copy(
+            update={
+                "train": run.train.model_copy(update={"batch_size": size}),
+                "data": run.data.model_copy(update={"diameter": "index"}),  # another number is of the target's cells
+            }
+        )
+        batches.append(loader(crops(source, gather(run.data.replay, weak=True), seed + 104_729, place(fabric)), run))
+    return batches
+
+
+def _judge(run: RunConfig, watched: Sequence[Record], start: Segmenter) -> Judge | None:
+    validation = Validation(gather(run.data.val)) if run.data.val else None
+    if not watched:
+        return validation
+    key = {"auto": VAL_F1 if validation is not None else "cycle", "last": ""}.get(
+        run.adapt.criterion, run.adapt.criterion
+    )
+    images = [load_view(record, run.model) for record in watched]
+    return Watch(images, _diameters(run, watched, start), key, run.adapt.patience, validation)
+
+
+def _diameters(run: RunConfig, records: Sequence[Record], start: Segmenter) -> list[float | None]:
     """Cell diameter of each unlabelled image: one number, the index, or the starting model's own estimate."""
     policy = run.adapt.diameter
     if isinstance(policy, float):
         return [policy] * len(records)
     if policy == "index":
         return [record.diameter for record in records]
-    assert run.train.init is not None
-    segmenter = load(run.train.init, device=device)
-    known = segmenter.about.get("diameter")
+    known = start.about.get("diameter")
     return [
-        segmenter.estimate_diameter(load_view(record, run.model)) or known
+        start.estimate_diameter(load_view(record, run.model)) or known
         for record in track(records, "estimating cell size", total=len(records))
     ]
+
+
+def _conclude(run: RunConfig, out: Path, judge: Judge | None, start: Segmenter) -> None:
+    """Mix the weights with the start where that is asked for; note how well the criteria ranked the checkpoints."""
+    if isinstance(judge, Watch) and judge.validation is not None:
+        journal.note(out, {"criteria_vs_val_f1": rank_correlations(journal.read_log(out))})
+    model, config, about = load_weights(out / WEIGHTS_NAME)
+    if run.adapt.wise is None or about["step"] == 0 or "wise" in about:
+        return
+    save_weights(out / UNMIXED_NAME, model, config, about)
+    assert run.train.init is not None
+    first = load_weights(run.train.init)[0].state_dict()
+    model.load_state_dict(interpolate(first, model.state_dict(), run.adapt.wise))
+    save_weights(out / WEIGHTS_NAME, model, config, about | {"wise": run.adapt.wise})
+    mixed = Segmenter(model.to(start.device), config, run.predict, start.device, about)
+    numbers = judge.look(mixed, None, {}).numbers if judge is not None else {}
+    journal.note(out, {"wise": {"weight": run.adapt.wise, **numbers}})

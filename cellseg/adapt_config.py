@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class AdaptConfig(BaseModel):
@@ -46,3 +46,9 @@ class AdaptConfig(BaseModel):
     """Looks, one every ``train.validate_every`` updates, without better weights until a run stops; 0 never stops."""
     wise: float | None = Field(None, ge=0, le=1)
     """WiSE-FT: share of the adapted weights in what is handed out; the rest is the start."""
+
+    @model_validator(mode="after")
+    def _something_to_watch(self) -> Self:
+        if self.watch == 0 and self.criterion not in {"auto", "last"}:
+            raise ValueError(f"criterion ('{self.criterion}') wants images to watch; set watch to at least 1")
+        return self

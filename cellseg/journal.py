@@ -31,6 +31,19 @@ def truncate(out: Path, step: int) -> None:
     write_text(path, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
 
 
+def read_log(out: Path) -> list[dict[str, Any]]:
+    """Read the lines of a run's log; none where there is no log."""
+    path = out / LOG_NAME
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def read_summary(out: Path) -> dict[str, Any]:
+    """Read the summary of a run; empty where it has none yet."""
+    path = out / SUMMARY_NAME
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return summary
+
+
 def note(out: Path, values: dict[str, Any]) -> None:
     """Lay values over those of the run's summary, nested tables included; without a summary nothing is written."""
     path = out / SUMMARY_NAME

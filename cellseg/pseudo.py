@@ -1,8 +1,9 @@
 """Pseudo-labels: the cells that a network finds in an image whatever the view, and nothing where it is not sure.
 
 Each image is shown at the scale that suits its cells, flipped, and a little finer and coarser. A cell found again in
-most views becomes a label; a pixel that is almost surely background becomes background; all else is left open and
-weighs nothing. One round labels all images and writes what it made into the run folder, where it can be looked at
+most views becomes a label; a pixel that is almost surely background, or lies just outside such a cell, becomes
+background, so that a network that is sure of no background still learns where its cells end; all else is left open
+and weighs nothing. One round labels all images and writes what it made into the run folder, where it can be looked at
 and scored like any prediction, and from where a resumed run reads it back.
 """
 
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from cellseg.adapt_config import AdaptConfig
 from cellseg.config import ModelConfig
 from cellseg.core import CellsegError, Image, Labels, Record
-from cellseg.datasets.targets import Prepared, combine
+from cellseg.datasets.targets import Prepared, combine, near_cells
 from cellseg.datasets.windowed import load_view
 from cellseg.files import write_text
 from cellseg.images import read_labels, write_labels
@@ -46,7 +47,7 @@ class PseudoLabels:
     labels : int32 (H, W)
         The cells kept, at the size of the image.
     known : bool (H, W)
-        The cells kept and what is surely background; False where nothing is said.
+        The cells kept, a thin ring around each, and what is surely background; False where nothing is said.
     diameter : float
         Cell diameter in pixels at which the image was shown.
     kept, seen : int
@@ -114,7 +115,8 @@ def make_labels(
     share = found_again(views.labels, others)
     kept = share >= settings.agreement - 1e-9  # a share such as 4 / 6 is no exact number
     labels = renumber(views.labels, np.concatenate([[False], kept]))
-    known = (labels > 0) | ((views.foreground < settings.background) & (views.labels == 0))
+    surely_none = (views.foreground < settings.background) | near_cells(labels)
+    known = (labels > 0) | (surely_none & (views.labels == 0))
     shape = (image.shape[0], image.shape[1])
     return PseudoLabels(
         resize_labels(labels, shape),

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,14 @@ from cellseg import journal
 from cellseg.batches import crops, gather, layout, loader
 from cellseg.checkpoint import STATE_NAME, WEIGHTS_NAME, load_state, load_weights, save_state, save_weights
 from cellseg.config import RunConfig
-from cellseg.core import CellsegError, Record
+from cellseg.core import CellsegError
 from cellseg.datasets.crops import Crops
 from cellseg.files import write_text
-from cellseg.images import read_image, read_labels
+from cellseg.judging import VAL_F1, Judge, Stopped, Validation, decision
 from cellseg.losses import Parts, representation_loss
-from cellseg.metrics import match
 from cellseg.models.build import build_model
 from cellseg.models.teacher import EmaTeacher
+from cellseg.optimizer import build_optimizer, learning_rate, set_lr
 from cellseg.predict import Segmenter
 from cellseg.progress import track
 from cellseg.provenance import describe
@@ -55,6 +55,10 @@ class State:
     step: int = 0
     best: float = -math.inf
     best_step: int = 0
+    first: dict[str, float] = field(default_factory=dict)
+    """What the judge found at its first look."""
+    stopped: str = ""
+    """Why the run ended before its last step."""
     ms: list[float] = field(default_factory=list)
     """Milliseconds of every update since the start or the last resume."""
     minutes: float = 0.0
@@ -93,7 +97,8 @@ def train(run: RunConfig, out: str | Path, *, seed: int = 0, resume: bool = Fals
     def supervised(state: State, micro_step: int) -> tuple[torch.Tensor, Parts, Sequence[str]]:
         return supervised_loss(state, batches(micro_step).to(fabric.device), run)
 
-    return fit(run, Path(out), fabric, supervised, seed=seed, resume=resume)
+    judge = Validation(gather(run.data.val)) if run.data.val else None
+    return fit(run, Path(out), fabric, supervised, seed=seed, resume=resume, judge=judge)
 
 
 def supervised_loss(state: State, batch: Crops, run: RunConfig) -> tuple[torch.Tensor, Parts, Sequence[str]]:
@@ -128,40 +133,77 @@ def make_fabric(run: RunConfig, device: str) -> Fabric:
     return fabric
 
 
-def fit(run: RunConfig, out: Path, fabric: Fabric, objective: Objective, *, seed: int, resume: bool) -> Path:
-    """Run the loop of one objective; see :func:`train` for what it writes."""
+def fit(
+    run: RunConfig,
+    out: Path,
+    fabric: Fabric,
+    objective: Objective,
+    *,
+    seed: int,
+    resume: bool,
+    judge: Judge | None = None,
+) -> Path:
+    """Run the loop of one objective and hand out what the judge likes best; see :func:`train` for what it writes."""
     torch.manual_seed(seed)
     state, about = start(run, fabric)
-    if not resume and (out / STATE_NAME).exists():
-        raise CellsegError(f"{out}: holds a run already; go on with --resume or name another folder")
+    refuse_to_overwrite(out, resume=resume)
     if resume and (out / STATE_NAME).exists():
         restore(state, load_state(out / STATE_NAME))
-        if state.step >= run.train.steps and (out / "summary.json").exists():
-            return out / WEIGHTS_NAME  # finished: nothing to do, and nothing measured is written over
+    if resume and _is_over(state, run, out):
+        return out / WEIGHTS_NAME  # finished: nothing to do, and nothing measured is written over
     if fabric.is_global_zero:
+        (out / journal.SUMMARY_NAME).unlink(missing_ok=True)
         write_text(out / "config.json", run.model_dump_json(indent=2))
         journal.truncate(out, state.step)
-    val = gather(run.data.val) if run.data.val else []
+    try:
+        _go_on(state, run, out, fabric, objective, judge, about | {"seed": seed})
+    except Stopped as stopped:
+        if judge is None or not judge.with_start:
+            raise
+        state.stopped = str(stopped)
+    if fabric.is_global_zero:
+        _finish(state, run, out, about | {"seed": seed}, judge)
+    fabric.barrier()
+    return out / WEIGHTS_NAME
+
+
+def refuse_to_overwrite(out: Path, *, resume: bool) -> None:
+    """Raise CellsegError where a folder holds a run that is not to be gone on with."""
+    if not resume and (out / STATE_NAME).exists():
+        raise CellsegError(f"{out}: holds a run already; go on with --resume or name another folder")
+
+
+def _is_over(state: State, run: RunConfig, out: Path) -> bool:
+    summary = journal.read_summary(out)
+    return bool(summary) and (state.step >= run.train.steps or bool(summary.get("stopped")))
+
+
+def _go_on(
+    state: State,
+    run: RunConfig,
+    out: Path,
+    fabric: Fabric,
+    objective: Objective,
+    judge: Judge | None,
+    about: dict[str, Any],
+) -> None:
+    """Make the updates that are left, log, look and save; raises Stopped where the run must end before."""
     last = run.train.steps
+    if judge is not None and judge.with_start and state.step == 0:
+        _look(state, run, out, fabric, judge, about)
     for step in track(range(state.step, last), "training", total=last, done=state.step):
         began = time.perf_counter()
         set_lr(state.optimizer, learning_rate(run, step))
-        parts = update(state, run, fabric, objective, seed)
+        parts = update(state, run, fabric, objective, about["seed"])
         state.step = step + 1
         state.ms.append(1e3 * (time.perf_counter() - began))
         state.minutes += state.ms[-1] / 6e4
-        if not fabric.is_global_zero:
-            continue
-        if state.step % run.train.log_every == 0 or state.step == last:
+        if fabric.is_global_zero and (state.step % run.train.log_every == 0 or state.step == last):
             journal.append(out, state.step, {"lr": learning_rate(run, step), **_numbers(state, parts)})
-        if val and (state.step % run.train.validate_every == 0 or state.step == last):
-            _validate(state, run, val, out, about)
-        if state.step % run.train.save_every == 0 or state.step == last:
+        if judge is not None and (state.step % run.train.validate_every == 0 or state.step == last):
+            _look(state, run, out, fabric, judge, about)
+        if fabric.is_global_zero and (state.step % run.train.save_every == 0 or state.step == last):
             save_state(out / STATE_NAME, snapshot(state))
-    if fabric.is_global_zero:
-        _finish(state, run, out, about | {"seed": seed}, has_validation=bool(val))
-    fabric.barrier()
-    return out / WEIGHTS_NAME
 
 
 def start(run: RunConfig, fabric: Fabric) -> tuple[State, dict[str, Any]]:
@@ -177,7 +219,7 @@ def start(run: RunConfig, fabric: Fabric) -> tuple[State, dict[str, Any]]:
     model.freeze(encoder=run.train.freeze_encoder, statistics=run.train.freeze_norm_statistics)
     penalty = regularizer_of(run, model, fabric.device)
     averaged = EmaTeacher(model, run.train.ema) if run.train.ema > 0 else None
-    optimizer = _optimizer(run, model, run.train.weight_decay, penalty.pulled if penalty is not None else set())
+    optimizer = build_optimizer(run, model, run.train.weight_decay, penalty.pulled if penalty is not None else set())
     student, optimizer = fabric.setup(model, optimizer)
     if penalty is not None:
         penalty.to(fabric.device)
@@ -194,34 +236,6 @@ def _refuse_to_keep_fresh_weights(run: RunConfig) -> None:
     settings = run.train.regularizer
     if settings.is_active and settings.kind not in TOWARD_ZERO:
         raise CellsegError(f"train.regularizer '{settings.kind}' pulls toward train.init, which is not set")
-
-
-def _optimizer(run: RunConfig, model: nn.Module, decay: float, pulled: Collection[str] = ()) -> torch.optim.Optimizer:
-    """Make the optimizer; weight decay, a pull toward zero, spares what a regularizer pulls."""
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    free = [parameter for name, parameter in trained if name not in pulled]
-    held = [parameter for name, parameter in trained if name in pulled]
-    groups = [{"params": free, "weight_decay": decay}, {"params": held, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
-    if run.train.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=run.train.lr, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, lr=run.train.lr)
-
-
-def learning_rate(run: RunConfig, step: int) -> float:
-    """Linear warm-up, then constant or a cosine to 1 % of the peak; a pure function of the step."""
-    settings = run.train
-    warm = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
-    if settings.schedule == "constant":
-        return settings.lr * warm
-    progress = step / max(1, settings.steps)
-    return settings.lr * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-def set_lr(optimizer: Any, lr: float) -> None:
-    """Set the learning rate of every parameter group."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
 
 
 def update(state: State, run: RunConfig, fabric: Fabric, objective: Objective, seed: int) -> Parts:
@@ -268,7 +282,7 @@ def _step(state: State, fabric: Fabric) -> None:
 
 def _check_finite(loss: torch.Tensor, name: str, step: int, ids: Sequence[str]) -> None:
     if not bool(torch.isfinite(loss)):
-        raise CellsegError(
+        raise Stopped(
             f"{name} is {float(loss.detach())} at step {step}, images {', '.join(sorted(set(ids)))}; "
             "the last good state is kept; lower train.lr or look at these images"
         )
@@ -279,25 +293,30 @@ def _handed_out(state: State) -> nn.Module:
     return model
 
 
-def _validate(state: State, run: RunConfig, records: Sequence[Record], out: Path, about: dict[str, Any]) -> None:
-    """Score the weights that would be handed out; keep them if they are the best so far."""
-    model = _handed_out(state)
-    was_training = model.training
-    device = next(model.parameters()).device
-    segmenter = Segmenter(model.eval(), run.model, run.predict, device, _about(state, run, about))
-    scores = []
-    for record in records:
-        if record.labels is None:
-            continue
-        labels = segmenter.segment(read_image(record.image))
-        f1 = match(read_labels(record.labels), labels, thresholds=(0.5,))[0].f1
-        scores.append(1.0 if math.isnan(f1) else f1)
-    model.train(was_training)
-    score = float(np.mean(scores))
-    journal.append(out, state.step, {"val_f1": score})
-    if score > state.best:
-        state.best, state.best_step = score, state.step
-        save_weights(out / WEIGHTS_NAME, model, run.model, _about(state, run, about))
+def _look(state: State, run: RunConfig, out: Path, fabric: Fabric, judge: Judge, about: dict[str, Any]) -> None:
+    """Judge the weights that would be handed out and keep the best; raises Stopped on every process alike."""
+    why = ""
+    if fabric.is_global_zero:
+        facts = _about(state, run, about)
+        handed, student = _handed_out(state), state.student.module
+        seen = [Segmenter(model, run.model, run.predict, fabric.device, facts) for model in (handed, student)]
+        modes = [(model, model.training) for model in (handed, student)]
+        handed.eval(), student.eval()
+        verdict = judge.look(seen[0], seen[1] if handed is not student else None, state.first)
+        for model, was_training in modes:
+            model.train(was_training)
+        journal.append(out, state.step, verdict.numbers)
+        state.first = state.first or verdict.numbers
+        score = float(state.step) if verdict.score is None else verdict.score
+        why = verdict.collapse
+        if not why and score > state.best:
+            state.best, state.best_step = score, state.step
+            save_weights(out / WEIGHTS_NAME, handed, run.model, facts)
+        elif not why and 0 < judge.patience * run.train.validate_every <= state.step - state.best_step:
+            why = f"no better {judge.key} for {judge.patience} looks"
+    why = fabric.broadcast(why)
+    if why:
+        raise Stopped(f"{why}, at step {state.step}")
 
 
 def _about(state: State, run: RunConfig, about: dict[str, Any]) -> dict[str, Any]:
@@ -314,6 +333,7 @@ def snapshot(state: State) -> dict[str, Any]:
         "step": state.step,
         "best": state.best,
         "best_step": state.best_step,
+        "first": state.first,
         "minutes": state.minutes,
         "student": state.student.module.state_dict(),
         "optimizer": state.optimizer.state_dict(),
@@ -334,18 +354,18 @@ def restore(state: State, saved: dict[str, Any]) -> None:
     except (KeyError, RuntimeError, ValueError) as error:
         raise CellsegError("the saved state is of another configuration; start without --resume") from error
     state.step, state.best, state.best_step = saved["step"], saved["best"], saved["best_step"]
-    state.minutes = saved.get("minutes", 0.0)
+    state.minutes, state.first = saved.get("minutes", 0.0), saved.get("first", {})
 
 
-def _finish(state: State, run: RunConfig, out: Path, about: dict[str, Any], *, has_validation: bool) -> None:
-    if not has_validation:
+def _finish(state: State, run: RunConfig, out: Path, about: dict[str, Any], judge: Judge | None) -> None:
+    if judge is None:
         save_weights(out / WEIGHTS_NAME, _handed_out(state), run.model, _about(state, run, about))
         state.best_step = state.step
     summary = {
         "steps": state.step,
         "chosen_step": state.best_step,
-        "chosen_by": "validation F1" if has_validation else "last step, no validation images",
-        "val_f1": state.best if has_validation else None,
+        "chosen_by": judge.by if judge is not None else "last step, no validation images",
+        "val_f1": state.best if judge is not None and judge.key == VAL_F1 else None,
         "ms_per_step": float(np.median(state.ms)) if state.ms else None,
         "minutes": state.minutes,
         "regularizer": run.train.regularizer.kind,
@@ -356,6 +376,10 @@ def _finish(state: State, run: RunConfig, out: Path, about: dict[str, Any], *, h
         "seed": about["seed"],
         "made_with": describe(),
     }
+    if judge is not None and judge.with_start:
+        summary |= {"score": state.best if judge.key else None, "start_score": state.first.get(judge.key)}
+        summary["stopped"] = state.stopped or None
+        summary["decision"] = decision(judge, state.first, state.best, state.best_step, state.stopped)
     if torch.cuda.is_available():
         summary["gpu"] = torch.cuda.get_device_name()
     write_text(out / "summary.json", json.dumps(summary, indent=2))

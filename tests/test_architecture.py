@@ -10,7 +10,7 @@ FLOOR = {
     "core": 0, "config": 0, "files": 0, "regularizer_config": 0, "adapt_config": 0, "progress": 0, "provenance": 0,
     "images": 1, "labels": 1, "scale": 1, "ranges": 1, "windows": 1, "label_bands": 1, "metrics": 1, "confidences": 1,
     "tiling": 1, "instances": 1,
-    "batches": 2, "elastic_net": 2, "cutmix": 2,
+    "batches": 2, "elastic_net": 2, "cutmix": 2, "optimizer": 2,
     "datasets": 2, "pairing": 2, "models": 2, "losses": 2, "regularizers": 2, "checkpoint": 2, "journal": 2,
     "views": 3, "criteria": 3, "pseudo": 3, "judging": 3, "rounds": 3,
     "train": 3, "adapt": 3, "predict": 3, "evaluate": 3, "compare": 3, "evaluate_coco": 3, "tables": 3,
@@ -22,6 +22,7 @@ SIDEWAYS = {
     ("views", "predict"), ("criteria", "predict"), ("criteria", "views"), ("pseudo", "predict"), ("pseudo", "views"),
     ("judging", "predict"), ("judging", "criteria"), ("train", "judging"), ("adapt", "judging"),
     ("rounds", "predict"), ("rounds", "pseudo"), ("rounds", "judging"), ("rounds", "train"), ("adapt", "rounds"),
+    ("adapt", "criteria"),
 }  # fmt: skip
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__")
 

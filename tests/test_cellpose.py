@@ -335,7 +335,14 @@ def test_a_few_steps_and_back_to_cellpose(kind, file, state, index, tmp_path):
         {
             "model": {"network": "cellpose", "widths": [3, 5], "reference_diameter": 17.0},
             "train": settings,
-            "adapt": {"batch_size": 1, "ramp_steps": 0, "confidence": 0.0, "diameter": 24.0},
+            "adapt": {
+                "method": "consistency",
+                "batch_size": 1,
+                "ramp_steps": 0,
+                "confidence": 0.0,
+                "diameter": 24.0,
+                "watch": 0,
+            },
             "data": {"train": [{"index": str(index)}], "unlabelled": [{"index": str(index)}]},
         }
     )

@@ -147,7 +147,8 @@ def test_one_word_of_the_configuration_trains_and_adapts_each(name, disks, tmp_p
     run = {"data": {"train": data}, "model": {"size": "tiny", "representation": name}, "train": settings}
     train(check_config(run), tmp_path / "teacher", device="cpu")
     run = run | {"train": settings | {"init": str(tmp_path / "teacher")}, "data": {"train": data, "unlabelled": data}}
-    weights = adapt(check_config(run | {"adapt": {"batch_size": 1, "confidence": 0.0}}), tmp_path / "out", device="cpu")
+    settings = {"method": "consistency", "batch_size": 1, "confidence": 0.0, "watch": 0}
+    weights = adapt(check_config(run | {"adapt": settings}), tmp_path / "out", device="cpu")
     logged = json.loads((tmp_path / "out" / "log.jsonl").read_text().splitlines()[0])
     assert {term.name for term in representation(name).LOSS} <= set(logged)
     segmenter = load(weights, device="cpu")

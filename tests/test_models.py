@@ -13,8 +13,9 @@ from cellseg.core import CellsegError
 from cellseg.models.build import build_model
 from cellseg.models.norms import ChannelsLastInstanceNorm
 from cellseg.models.teacher import EmaTeacher
+from cellseg.optimizer import build_optimizer
 from cellseg.regularizers import L2SP
-from cellseg.train import _optimizer, make_fabric, start
+from cellseg.train import make_fabric, start
 
 NETWORKS = {
     "half_unet": ModelConfig(size="tiny"),
@@ -36,7 +37,7 @@ def parameters(model):
 def steps(model, count, *, lr=0.01):
     """Train on random images for a few steps of SGD."""
     run = check_config({"train": {"optimizer": "sgd", "lr": lr}})
-    optimizer = _optimizer(run, model, decay=0.1)
+    optimizer = build_optimizer(run, model, decay=0.1)
     generator = torch.Generator().manual_seed(0)
     for _ in range(count):
         model(torch.rand(2, 3, 64, 64, generator=generator)).square().mean().backward()
@@ -203,7 +204,7 @@ def test_penalty_and_optimizer_ignore_a_frozen_encoder():
     model = build_model(NETWORKS["half_unet"]).freeze(encoder=True)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert [anchor.shape for anchor in L2SP(model, alpha=1.0).anchors] == [parameter.shape for parameter in trained]
-    optimizer = _optimizer(check_config({}), model, decay=0.0)
+    optimizer = build_optimizer(check_config({}), model, decay=0.0)
     assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(parameter) for parameter in trained]
 
 

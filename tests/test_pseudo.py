@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import tifffile
 from fakes import Constant, Fickle, Reader, four_disks, image_of, segmenter
+from scipy import ndimage
 
 from cellseg.config import AdaptConfig
 from cellseg.core import CellsegError, Record
@@ -44,6 +45,17 @@ def test_unsure_background_is_left_open():
     assert made.known[:, :32].all()
     assert not made.known[:, 32:].any()
     assert make_labels(segmenter(Reader()), image, AdaptConfig(background=0.3), 24.0).known.all()
+
+
+def test_just_outside_a_kept_cell_is_background_however_unsure_the_network():
+    labels = four_disks()
+    image = image_of(labels)
+    image[..., 0] = np.where(labels > 0, 8, -0.1)  # background with a foreground probability of 0.475
+    made = make_labels(segmenter(Reader()), image, AdaptConfig(), 24.0)
+    assert made.kept == 4
+    outside = ndimage.distance_transform_edt(labels == 0)
+    assert np.array_equal(made.known, outside <= 3)
+    assert np.array_equal(made.labels > 0, labels > 0)
 
 
 def test_labels_have_the_size_of_the_image_whatever_the_scale(monkeypatch):

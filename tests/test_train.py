@@ -89,7 +89,7 @@ def test_two_and_two_steps_are_four_bit_for_bit(index, teacher, tmp_path, monkey
         changes = {
             "train": {"init": str(teacher), "l2sp_alpha": 0.01},
             "data": {"unlabelled": [{"index": str(index)}], "train": one},
-            "adapt": {"batch_size": 1, "ramp_steps": 0, "confidence": 0.0},
+            "adapt": {"method": "consistency", "batch_size": 1, "ramp_steps": 0, "confidence": 0.0, "watch": 0},
         }
     run, go = make_run(index, **changes), {"train": train, "adapt": adapt}[kind]
     whole = go(run, tmp_path / "whole", device="cpu")

@@ -176,7 +176,7 @@ def describe_training(run: Run) -> str:
         return ""
     data = run.config.data
     # Plain training reads no unlabelled images, even where its configuration names some.
-    adapted = any("consistency" in line for line in run.log)
+    adapted = any({"consistency", "pseudo_cells"} & line.keys() for line in run.log)
     parts = [("labelled", *_describe(data.train, "labelled"))] if data.train else []
     parts += [("unlabelled", *_describe(data.unlabelled, "unlabelled"))] if data.unlabelled and adapted else []
     if len(parts) == 2 and parts[0][2] == parts[1][2]:
