@@ -12,7 +12,7 @@ FLOOR = {
     "tiling": 1, "instances": 1,
     "batches": 2, "elastic_net": 2, "cutmix": 2, "optimizer": 2,
     "datasets": 2, "pairing": 2, "models": 2, "losses": 2, "regularizers": 2, "checkpoint": 2, "journal": 2,
-    "views": 3, "criteria": 3, "pseudo": 3, "judging": 3, "rounds": 3,
+    "suggest": 3, "views": 3, "criteria": 3, "pseudo": 3, "judging": 3, "rounds": 3,
     "train": 3, "adapt": 3, "predict": 3, "evaluate": 3, "compare": 3, "evaluate_coco": 3, "tables": 3,
     "table_formats": 0, "report": 3,
     "cli": 4,
@@ -22,7 +22,7 @@ SIDEWAYS = {
     ("views", "predict"), ("criteria", "predict"), ("criteria", "views"), ("pseudo", "predict"), ("pseudo", "views"),
     ("judging", "predict"), ("judging", "criteria"), ("train", "judging"), ("adapt", "judging"),
     ("rounds", "predict"), ("rounds", "pseudo"), ("rounds", "judging"), ("rounds", "train"), ("adapt", "rounds"),
-    ("adapt", "criteria"),
+    ("adapt", "criteria"), ("suggest", "predict"), ("suggest", "criteria"), ("suggest", "views"),
 }  # fmt: skip
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__")
 

@@ -40,6 +40,9 @@ def adapt(  # noqa: PLR0913 (options of a command line)
     config: Annotated[Path | None, typer.Argument(help="Run file (TOML); or give --images and --out.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of unlabelled images.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Folder of label images for some of them.")] = None,
+    replay: Annotated[
+        Path | None, typer.Option(help="Index of labelled images the model knows, to be kept in mind: index.csv.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Weights file or run folder to start from.")] = None,
     overrides: Overrides = None,
     seed: Seed = 0,
@@ -47,20 +50,31 @@ def adapt(  # noqa: PLR0913 (options of a command line)
     resume: Resume = False,
     device: Device = "auto",
 ) -> None:
-    """Adapt a pretrained model to new images, with few labels or none."""
+    """Adapt a pretrained model to new images, with few labels or none.
+
+    The cells that the model finds in every view of an image become its labels, made anew every adapt.round_steps
+    updates. Label-free criteria choose the weights, and where nothing beats the start, the start is kept.
+    """
     from cellseg.config import load_config
 
+    if config is not None and any((images, labels, replay, model)):
+        raise CellsegError("adapt: --images, --labels, --replay and --model go without a run file, which has its own")
     if config is not None:
         run = load_config(config, overrides or ())
         folder = out or _run_folder(config, seed)
     elif images is not None and out is not None:
-        run = _folder_run(images, labels, model, out, overrides or [])
+        run = _folder_run(images, labels, replay, model, out, overrides or [])
         folder = out
     else:
         raise CellsegError("adapt: wanted a run file, or --images DIR with --out DIR")
     from cellseg.adapt import adapt as adapt_run
 
-    print(adapt_run(run, folder, seed=seed, resume=resume, device=device))
+    weights = adapt_run(run, folder, seed=seed, resume=resume, device=device)
+    from cellseg.journal import read_summary
+
+    summary = read_summary(folder)
+    say(summary.get("decision") or f"chosen by: {summary.get('chosen_by')}")
+    print(weights)
 
 
 @app.command()
@@ -76,7 +90,7 @@ def predict(
     """Segment images and write one label image each."""
     from cellseg.config import PredictConfig
 
-    files = _expand(images)
+    files = expand(images)
     from cellseg.predict import load, predict_files
     from cellseg.progress import track
 
@@ -110,7 +124,9 @@ def _run_folder(config: Path, seed: int) -> Path:
     return RUNS / config.stem / f"s{seed}"
 
 
-def _folder_run(images: Path, labels: Path | None, model: str | None, out: Path, overrides: list[str]) -> RunConfig:
+def _folder_run(
+    images: Path, labels: Path | None, replay: Path | None, model: str | None, out: Path, overrides: list[str]
+) -> RunConfig:
     """Index the user's folder and make a run of defaults that suit a laptop."""
     from cellseg.checkpoint import load_weights, resolve_weights
     from cellseg.config import check_config, merge, parse_override
@@ -121,18 +137,26 @@ def _folder_run(images: Path, labels: Path | None, model: str | None, out: Path,
     index = str(prepare_folder(images, out / "data", labels=labels))
     values: dict[str, Any] = {
         "model": config.model_dump(),
-        "train": {"init": str(weights), "steps": 400, "lr": 3e-4, "ema": 0.99, "save_every": 100}
+        "train": {"init": str(weights), "steps": 1200, "lr": 3e-4, "ema": 0.99, "validate_every": 100}
+        | {"save_every": 100}
         | {"regularizer": {"kind": "l2sp", "alpha": 0.003}}
         | ({"freeze_norm_statistics": True} if config.norm == "batch" else {}),
-        "data": {"unlabelled": [{"index": index}], "train": [{"index": index}] if labels else []},
+        "data": {
+            "unlabelled": [{"index": index}],
+            "train": [{"index": index}] if labels else [],
+            "replay": [{"index": str(replay)}] if replay else [],
+        },
     }
     for override in overrides:
         values = merge(values, parse_override(override))
     return check_config(values, where="adapt --images")
 
 
-def _expand(images: list[Path]) -> list[tuple[str, Path]]:
-    """Turn files, folders and indices into (id, path); two images of one name would overwrite each other."""
+def expand(images: list[Path], *, unlabelled: bool = False) -> list[tuple[str, Path]]:
+    """Turn files, folders and indices into (id, path); two images of one name would overwrite each other.
+
+    With ``unlabelled``, of an index only the images that have no labels.
+    """
     from cellseg.images import find_images
 
     files: list[tuple[str, Path]] = []
@@ -140,7 +164,8 @@ def _expand(images: list[Path]) -> list[tuple[str, Path]]:
         if path.suffix == ".csv":
             from cellseg.datasets.index import read_index
 
-            files += [(record.id, record.image) for record in read_index(path)]
+            records = [record for record in read_index(path) if not (unlabelled and record.has_labels)]
+            files += [(record.id, record.image) for record in records]
         elif path.is_dir():
             files += [(found.name.split(".")[0], found) for found in find_images(path)]
         elif path.is_file():

@@ -1,0 +1,110 @@
+"""Commands that need no labels: suggest, and criteria, which says how far such judgements can be trusted."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cellseg.cli.app import Device, app, check_known, say
+from cellseg.cli.training import expand
+from cellseg.core import CellsegError
+
+if TYPE_CHECKING:
+    from cellseg.predict import Segmenter
+    from cellseg.suggest import Doubt
+
+
+@app.command()
+def suggest(
+    images: Annotated[list[Path], typer.Argument(help="Folder or image files, or an index.csv: those without labels.")],
+    out: Annotated[Path, typer.Option(help="Folder of suggest.csv and suggest.png.")],
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many images.")] = 3,
+    model: Annotated[str, typer.Option(help="Weights file or run folder.")] = "teacher",
+    criterion: Annotated[
+        str, typer.Option(help="How sure the model is: consensus (all of these), flips, scales, cycle or confidence.")
+    ] = "consensus",
+    device: Device = "auto",
+) -> None:
+    """Say which images to annotate first: those the model is least sure of, and not all of one kind.
+
+    Sure is what is found again when the image is flipped and shown a little finer and coarser; an image in which
+    nothing is found counts as most doubtful. After the first, each image must also look unlike those before.
+    """
+    from cellseg.criteria import CRITERIA
+
+    check_known("criterion", criterion, tuple(CRITERIA))
+    files = expand(images, unlabelled=True)
+    import numpy as np
+
+    from cellseg.predict import load
+    from cellseg.progress import track
+    from cellseg.suggest import choose, doubt
+
+    segmenter = load(model, device=device)
+    looking = track(files, "looking at images", total=len(files))
+    found = [doubt(segmenter, name, path, criterion) for name, path in looking]
+    places = choose([one.agreement for one in found], np.stack([one.looks for one in found]), count)
+    chosen = [found[place] for place in places]
+    _write_list(out / "suggest.csv", chosen, criterion)
+    _write_sheet(out / "suggest.png", segmenter, chosen, criterion)
+    for rank, one in enumerate(chosen, start=1):
+        print(f"{rank}\t{one.path}\t{criterion} {one.agreement:.3f}\t{one.cells} cells")
+    say(f"{len(chosen)} of {len(found)} images; list and picture: {out}")
+
+
+@app.command()
+def criteria(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders of adaptations that had data.val.")],
+) -> None:
+    """Show how well each label-free criterion ranked the checkpoints of runs by their true F1 (Spearman)."""
+    from cellseg.criteria import CRITERIA, rank_correlations
+    from cellseg.journal import read_log
+
+    logs = {run: [line for line in read_log(run) if "val_f1" in line and "cycle" in line] for run in runs}
+    for run, lines in logs.items():
+        if not lines:
+            raise CellsegError(f"{run}: its log has no look with both val_f1 and the criteria; adapt with data.val")
+    within = [rank_correlations(lines) for lines in logs.values()]
+    together = rank_correlations(line for lines in logs.values() for line in lines)
+    print(f"{'criterion':<12}{'all':>8}{'within a run':>14}   ({sum(map(len, logs.values()))} checkpoints)")
+    for name in CRITERIA:
+        known = [rho for run in within if (rho := run[name]) is not None]
+        mean = sum(known) / len(known) if known else None
+        print(f"{name:<12}{_number(together[name]):>8}{_number(mean):>14}")
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _write_list(path: Path, chosen: list[Doubt], criterion: str) -> None:
+    from cellseg.files import write_text
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("rank", "image", criterion, "cells", "diameter"))
+    for rank, one in enumerate(chosen, start=1):
+        writer.writerow((rank, one.path.as_posix(), round(one.agreement, 4), one.cells, round(one.diameter, 1)))
+    write_text(path, text.getvalue())
+
+
+def _write_sheet(path: Path, segmenter: Segmenter, chosen: list[Doubt], criterion: str) -> None:
+    """Draw a column an image: the part looked at, and its cells, green where sure and orange where not."""
+    import numpy as np
+
+    from cellseg.instances.interface import renumber
+    from cellseg.report.picture import PRED_COLOUR, TRUE_COLOUR, draw_outlines, write_picture
+    from cellseg.suggest import picture_of
+
+    plain, drawn = {}, {}
+    for rank, one in enumerate(chosen, start=1):
+        image, views, sure = picture_of(segmenter, one)
+        title = f"{rank}. {one.name}\n{criterion} {one.agreement:.2f}, {one.cells} cells"
+        plain[title] = image
+        doubtful = draw_outlines(image, renumber(views.labels, np.append(False, ~sure)), PRED_COLOUR)
+        drawn[title] = draw_outlines(doubtful, renumber(views.labels, np.append(False, sure)), TRUE_COLOUR)
+    write_picture([plain, drawn], path, "annotate first (green: found in most views, orange: doubtful)")
