@@ -155,6 +155,12 @@ def test_watching_does_not_change_what_is_learned(index, teacher, tmp_path):
     assert equal(*states)
 
 
+def test_workers_do_not_change_what_is_learned(index, teacher, tmp_path):
+    for workers in (0, 1):
+        adapt(make_run(index, teacher, train={"workers": workers}), tmp_path / str(workers), device="cpu")
+    assert equal(*(load_state(tmp_path / name / "last.pt")["student"] for name in ("0", "1")))
+
+
 def seen_by(monkeypatch, run, out):
     """Run and return the ids of each micro-batch and how many crops each forward pass of the student held."""
     ids, sizes = [], []
