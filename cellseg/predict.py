@@ -137,8 +137,8 @@ class Segmenter:
         return None if zoom is None else self.config.reference_diameter / zoom
 
     def segment_at(self, image: Image, zoom: float) -> Labels:
-        """Segment a normalised image shown at a zoom; the labels are of the size it was shown at."""
-        maps = self.maps(resize_image(image, zoom))
+        """Segment a normalised image shown at a zoom, in one pass; the labels are of the size it was shown at."""
+        maps = self.flipped_maps(resize_image(image, zoom), ())
         return representation(self.config.representation).decode(maps, min_size=self.settings.min_size)
 
     def _default_diameter(self, image: Image) -> float | None:
