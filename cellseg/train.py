@@ -61,7 +61,7 @@ class State:
     """Why the run ended before its last step."""
     ms: list[float] = field(default_factory=list)
     """Milliseconds of every update since the start or the last resume."""
-    minutes: float = 0.0
+    spent: dict[str, float] = field(default_factory=lambda: {"minutes": 0.0, "processor_minutes": 0.0})
     """Time of all updates of the run, whatever was interrupted between them."""
 
 
@@ -192,12 +192,13 @@ def _go_on(
     if judge is not None and judge.with_start and state.step == 0:
         _look(state, run, out, fabric, judge, about)
     for step in track(range(state.step, last), "training", total=last, done=state.step):
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         set_lr(state.optimizer, learning_rate(run, step))
         parts = update(state, run, fabric, objective, about["seed"])
         state.step = step + 1
         state.ms.append(1e3 * (time.perf_counter() - began))
-        state.minutes += state.ms[-1] / 6e4
+        state.spent["minutes"] += state.ms[-1] / 6e4
+        state.spent["processor_minutes"] += (time.process_time() - worked) / 60
         if fabric.is_global_zero and (state.step % run.train.log_every == 0 or state.step == last):
             journal.append(out, state.step, {"lr": learning_rate(run, step), **_numbers(state, parts)})
         if judge is not None and (state.step % run.train.validate_every == 0 or state.step == last):
@@ -334,7 +335,7 @@ def snapshot(state: State) -> dict[str, Any]:
         "best": state.best,
         "best_step": state.best_step,
         "first": state.first,
-        "minutes": state.minutes,
+        "spent": state.spent,
         "student": state.student.module.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "averaged": state.averaged.state_dict() if state.averaged is not None else {},
@@ -354,7 +355,7 @@ def restore(state: State, saved: dict[str, Any]) -> None:
     except (KeyError, RuntimeError, ValueError) as error:
         raise CellsegError("the saved state is of another configuration; start without --resume") from error
     state.step, state.best, state.best_step = saved["step"], saved["best"], saved["best_step"]
-    state.minutes, state.first = saved.get("minutes", 0.0), saved.get("first", {})
+    state.spent, state.first = saved.get("spent", state.spent), saved.get("first", {})
 
 
 def _finish(state: State, run: RunConfig, out: Path, about: dict[str, Any], judge: Judge | None) -> None:
@@ -367,7 +368,7 @@ def _finish(state: State, run: RunConfig, out: Path, about: dict[str, Any], judg
         "chosen_by": judge.by if judge is not None else "last step, no validation images",
         "val_f1": state.best if judge is not None and judge.key == VAL_F1 else None,
         "ms_per_step": float(np.median(state.ms)) if state.ms else None,
-        "minutes": state.minutes,
+        **state.spent,
         "regularizer": run.train.regularizer.kind,
         "distance": state.penalty.distance() if state.penalty is not None else None,
         "distances": state.penalty.distances() if state.penalty is not None else None,

@@ -97,11 +97,14 @@ def test_two_and_two_steps_are_four_bit_for_bit(index, teacher, tmp_path, monkey
         stop_after(patch, 3)
         with pytest.raises(KeyboardInterrupt):
             go(run, tmp_path / "parts", device="cpu")
-    assert load_state(tmp_path / "parts" / "last.pt")["step"] == 2
+    saved = load_state(tmp_path / "parts" / "last.pt")
+    assert saved["step"] == 2
     parts = go(run, tmp_path / "parts", resume=True, device="cpu")
     assert equal(weights(whole), weights(parts))
     steps = [json.loads(line)["step"] for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
+    summary = json.loads((tmp_path / "parts" / "summary.json").read_text())
+    assert all(summary[name] > spent > 0 for name, spent in saved["spent"].items())
 
 
 def test_workers_do_not_change_the_result(index, teacher, tmp_path):
