@@ -225,7 +225,7 @@ class PredictConfig(Strict):
     """Cell diameter in pixels: a number, a fast first pass (auto), that of the training images (model), or the
     median of the index's labelled training images (index)."""
     tta: bool = False
-    """Average the four flips."""
+    """Average the four flips and the two neighbouring scales: a little better, seven times as slow."""
     min_size: int = Field(10, ge=0)
     """Cells of fewer pixels are dropped, counted where a typical cell has the network's ``reference_diameter``."""
 

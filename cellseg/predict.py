@@ -28,6 +28,9 @@ from cellseg.instances import representation
 from cellseg.labels import instance_areas
 from cellseg.scale import resize_image, resize_labels, stable_zoom, zoom_for
 
+NEIGHBOURS = (2.0**-0.5, 2.0**0.5)
+"""Scales, relative to the one chosen, that test-time augmentation looks at too."""
+
 
 @dataclass
 class Segmenter:
@@ -151,14 +154,18 @@ class Segmenter:
         return self.estimate_diameter(image) or float(known)
 
     def maps(self, image: Image) -> NDArray[np.float32]:
-        """Return raw maps ``(K, H, W)`` of a normalised image at the network's scale, tile by tile."""
-        x = self._tensor(image)
-        with torch.inference_mode():
-            maps = self._tiled(x)
-            if self.settings.tta:
-                maps = (maps + sum(self._flipped(x, axes) for axes in ((2,), (3,), (2, 3)))) / 4
-        result: NDArray[np.float32] = maps[0].float().cpu().numpy()
-        return result
+        """Return raw maps ``(K, H, W)`` of a normalised image at the network's scale, tile by tile.
+
+        With ``settings.tta`` the mean of six views: the four flips, vectors turned back, and a scale √2 finer and one
+        √2 coarser; directions and shares do not depend on scale.
+        """
+        plain = self.flipped_maps(image, ())
+        if not self.settings.tta:
+            return plain
+        shape = (image.shape[0], image.shape[1])
+        scaled = (_resize_maps(self.flipped_maps(resize_image(image, step), ()), shape) for step in NEIGHBOURS)
+        views = (*(self.flipped_maps(image, axes) for axes in ((0,), (1,), (0, 1))), *scaled)
+        return np.asarray((plain + sum(views)) / 6, np.float32)
 
     def flipped_maps(self, image: Image, axes: tuple[int, ...]) -> NDArray[np.float32]:
         """Return the raw maps of an image shown flipped along axes (0 rows, 1 columns), turned back with vectors."""

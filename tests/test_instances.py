@@ -104,10 +104,10 @@ def test_flips_at_test_time_turn_vectors_back(name):
     module, config = representation(name), ModelConfig(representation=name)
     image = np.random.default_rng(0).random((40, 50, 3), np.float32)
     network = Equivariant(module.N_MAPS, module.VECTORS)
-    plain, flipped = (
-        Segmenter(network, config, PredictConfig(tta=tta), torch.device("cpu"), {}).maps(image) for tta in (False, True)
-    )
-    assert np.allclose(plain, flipped, atol=1e-6)
+    segmenter = Segmenter(network, config, PredictConfig(), torch.device("cpu"), {})
+    plain = segmenter.maps(image)
+    for axes in ((0,), (1,), (0, 1)):
+        assert np.allclose(plain, segmenter.flipped_maps(image, axes), atol=1e-6)
     assert np.abs(plain).max() > 0.5
 
 

@@ -45,3 +45,34 @@ def test_ids_are_consecutive_also_where_a_cell_is_lost_in_shrinking(truth):
     assert labels[8, 4] == 1
     assert labels[8, 23] == 2  # the truth's third
     assert np.array_equal(labels, segmenter(truth, reference=24.0).segment(small, diameter=12.0))
+
+
+class Counting(Fixed):
+    """Maps that say how many pixels were shown, in a network that sees every view."""
+
+    def __init__(self):
+        super().__init__(np.zeros((3, 1, 1), np.float32))
+        self.shapes = []
+
+    def forward(self, images):
+        self.shapes.append(tuple(images.shape[-2:]))
+        maps = torch.zeros(1, 3, *images.shape[-2:])
+        maps[:, 0] = images.shape[-1]
+        maps[:, 1] = images[:, 0]  # a vector dy that follows the pixels shown
+        return maps
+
+
+def test_augmentation_averages_four_flips_and_two_scales_and_turns_vectors_back():
+    network = Counting()
+    settings = PredictConfig(tta=True)
+    one = Segmenter(network, ModelConfig(), settings, torch.device("cpu"), {})
+    image = np.zeros((40, 64, 3), np.float32)
+    image[:, :, :] = 0.5
+    maps = one.maps(image)
+    assert sorted(network.shapes) == [(28, 45), *[(40, 64)] * 4, (57, 91)]
+    assert maps.shape == (3, 40, 64)
+    assert np.allclose(maps[0], (4 * 64 + 45 + 91) / 6)
+    # dy keeps its sign in the plain view, the columns flipped and both scales, and changes it in the other two
+    assert np.allclose(maps[1], (4 - 2) * 0.5 / 6, atol=1e-6)
+    plain = Segmenter(network, ModelConfig(), PredictConfig(), torch.device("cpu"), {})
+    assert np.allclose(plain.maps(image)[1], 0.5)

@@ -84,7 +84,9 @@ def predict(
     model: Annotated[str, typer.Option(help="Weights file or run folder.")] = "teacher",
     diameter: Annotated[float | None, typer.Option(help="Cell diameter in pixels; estimated by default.")] = None,
     channel: Annotated[int | None, typer.Option(help="Use this channel alone (from 0).")] = None,
-    tta: Annotated[bool, typer.Option("--tta", help="Average the four flips: slower, a little better.")] = False,
+    tta: Annotated[
+        bool, typer.Option("--tta", help="Average flips and neighbouring scales: seven times as slow, a little better.")
+    ] = False,
     device: Device = "auto",
 ) -> None:
     """Segment images and write one label image each."""
