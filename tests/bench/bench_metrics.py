@@ -18,7 +18,6 @@ import csv
 import io
 import json
 import os
-import platform
 import select
 import statistics
 import subprocess
@@ -31,6 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from cellseg.files import write_text
+from cellseg.provenance import processor, revision
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = (
@@ -300,23 +300,6 @@ def picture(table: list[dict[str, str]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def revision() -> str:
-    """The commit, marked where what is measured is not as committed."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True).stdout.strip()
-
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "cellseg/metrics", "tests/bench")
-    return git("rev-parse", "--short", "HEAD") + (" and changes" if changed else "")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description="Time and memory of cellseg.metrics.match against other tools.")
     parser.add_argument("--peers", type=Path, default=ROOT / ".venv-bench/bin/python", help="Python with the peers")
@@ -329,7 +312,7 @@ def main() -> int:
         return 1
     here = Path(sys.executable)
     pythons = {"cellseg": here, **dict.fromkeys(PEERS, arguments.peers), "read": here}
-    shared = {"cpu": f"{cpu_name()}, {os.cpu_count()} cores", "revision": revision()}
+    shared = {"cpu": processor(), "revision": revision()}
     table: list[dict[str, str]] = []
     with tempfile.TemporaryDirectory() as folder:
         tiny = save(Path(folder), "tiny", disks((64, 64), 9, seed=0))

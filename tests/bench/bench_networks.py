@@ -12,7 +12,6 @@ import argparse
 import csv
 import io
 import os
-import platform
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -26,14 +25,13 @@ from torch.nn import functional
 from cellseg.config import ModelConfig
 from cellseg.files import write_text
 from cellseg.models.build import build_model
-from cellseg.models.norms import keep_channels_last
+from cellseg.provenance import processor
 
 BATCH, CROP, TILE = 8, 256, 512
 RESULTS = Path(__file__).resolve().parents[2] / "experiments" / "results"
 CONFIGS = {
     **{f"half_unet {size}": ModelConfig(size=size) for size in ("tiny", "small", "base")},
     "half_unet small, batch norm": ModelConfig(size="small", norm="batch"),
-    "half_unet small, channels-last instance norm": ModelConfig(size="small"),
     **{f"unet {size}": ModelConfig(network="unet", size=size) for size in ("tiny", "small", "base")},
     "flexible_unet efficientnet-b0": ModelConfig(network="flexible_unet"),
     "flexible_unet resnet18": ModelConfig(network="flexible_unet", backbone="resnet18"),
@@ -80,16 +78,7 @@ class Runner:
 def runner(name: str) -> Runner:
     torch.manual_seed(0)
     model = build_model(CONFIGS[name])
-    if "channels-last" in name:
-        keep_channels_last(model)
     return Runner(name, model, torch.optim.AdamW(model.parameters(), lr=1e-3))
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def main() -> None:
@@ -111,7 +100,7 @@ def main() -> None:
     facts = {
         "rounds": str(arguments.rounds),
         "torch": torch.__version__,
-        "cpu": f"{cpu_name()} ({os.cpu_count()} cores)",
+        "cpu": processor(),
         "threads": str(torch.get_num_threads()),
         "load": load,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
