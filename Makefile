@@ -68,7 +68,7 @@ tables: setup ## Render every table from the runs that are there, and the repres
 	for table in experiments/tables/*.toml; do $(CELLSEG) table $$table || exit 1; done
 	$(BIN)/python experiments/oracle.py --shared $(SHARED)
 
-real: setup ## DSB2018 to LIVECell on the small real samples (up to 40 minutes of two cores)
+real: setup ## DSB2018 to LIVECell on the small real samples (an hour and more of two cores)
 	@if [ ! -d $(SHARED) ]; then echo "make real: skipped, the real samples are not in $(SHARED)"; exit 0; fi; \
 	set -e; \
 	$(CELLSEG) prepare livecell --root $(SHARED)/livecell --out data/prepared/livecell; \
