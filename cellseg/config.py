@@ -1,9 +1,9 @@
 """One run as nested, documented, strict dataclasses, read from TOML.
 
-A run file states only its differences from the file its ``base`` key names (one level). Unknown keys,
-wrong types and bad values are errors that name the dotted key and the nearest known one; ``--set
-train.lr=3e-4`` passes through the same check. Relative paths are relative to the working directory,
-which for every make target is the repository root.
+A run file states only its differences from the file its ``base`` key names, or from a list of them, a case and an
+arm for example, laid one over the other. Unknown keys, wrong types and bad values are errors that name the dotted
+key and the nearest known one; ``--set train.lr=3e-4`` passes through the same check. Relative paths are relative to
+the working directory, which for every make target is the repository root.
 """
 
 from __future__ import annotations
@@ -251,12 +251,12 @@ class RunConfig(Strict):
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """Read a run file, the base it names, and ``key=value`` overrides, in that order.
+    """Read the bases that a run file names, one over the other, then the file, then ``key=value`` overrides.
 
     Parameters
     ----------
     path : str or Path
-        TOML file; its optional ``base`` key names another, relative to it.
+        TOML file; its optional ``base`` key names another or a list of others, relative to it.
     overrides : iterable of str
         ``dotted.key=value`` with the value in TOML; a bare word is taken as a string.
 
@@ -271,14 +271,16 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
         If a file is missing or not TOML, or a key or value is wrong; the message names the dotted key.
     """
     path = Path(path)
-    values = _read_toml(path)
-    base = values.pop("base", None)
-    if base is not None:
+    own = _read_toml(path)
+    bases = own.pop("base", [])
+    values: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
         base_path = path.parent / str(base)
         inherited = _read_toml(base_path)
         if "base" in inherited:
             raise CellsegError(f"{base_path}: a base file may not name another base")
-        values = merge(inherited, values)
+        values = merge(values, inherited)
+    values = merge(values, own)
     for override in overrides:
         values = merge(values, parse_override(override))
     return check_config(values, where=str(path))

@@ -48,6 +48,14 @@ def test_the_resolved_configuration_loads_back_equal(tmp_path):
     assert read_run(tmp_path / "config.json") == run != RunConfig()
 
 
+def test_later_bases_lie_over_earlier_ones_and_the_file_over_all(tmp_path):
+    (tmp_path / "case.toml").write_text("[train]\nlr = 0.1\nsteps = 5\nbatch_size = 3\n")
+    (tmp_path / "arm.toml").write_text("[train]\nlr = 0.2\nsteps = 6\n")
+    (tmp_path / "run.toml").write_text('base = ["case.toml", "arm.toml"]\n[train]\nsteps = 7\n')
+    train = load_config(tmp_path / "run.toml").train
+    assert (train.batch_size, train.lr, train.steps) == (3, 0.2, 7)
+
+
 def test_bases_do_not_nest(tmp_path):
     (tmp_path / "a.toml").write_text('base = "b.toml"')
     (tmp_path / "b.toml").write_text('base = "c.toml"')
