@@ -10,7 +10,7 @@ import logging
 import sys
 import warnings
 
-from cellseg.cli import data, label_free, scoring, training, weights  # noqa: F401 (each adds its commands to the application)
+from cellseg.cli import data, label_free, predicting, scoring, training, weights  # noqa: F401 (each adds its commands to the application)
 from cellseg.cli.app import app, fail, say
 from cellseg.core import CellsegError
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cellseg.cli.app import Device, app, check_known, say
-from cellseg.cli.training import expand
+from cellseg.cli.predicting import expand
 from cellseg.core import CellsegError
 
 if TYPE_CHECKING:
