@@ -1,0 +1,279 @@
+"""Outlines along pixel edges, filled again by another rule, give the same pixels; QuPath and ImageJ read the files."""
+
+import json
+import struct
+
+import numpy as np
+import pandas as pd
+import pytest
+import roifile
+from scipy import ndimage
+
+from cellseg.core import CellsegError
+from cellseg.images import read_image, read_labels
+from cellseg.outputs import OUTLINE_FORMATS, cell_polygons, write_geojson, write_outputs, write_rois
+from cellseg.outputs.polygons import cell_boxes, trace
+from cellseg.outputs.rois import to_roi
+
+
+def mask_of(text):
+    return np.array([[character == "#" for character in line.strip()] for line in text.strip().splitlines()])
+
+
+def fill(rings, shape):
+    """Even-odd rule: every upright side turns over all pixels to its right."""
+    filled = np.zeros(shape, bool)
+    for ring in rings:
+        for (x0, y0), (x1, y1) in zip(ring, np.roll(ring, -1, axis=0), strict=True):
+            if x0 == x1:
+                filled[int(min(y0, y1)) : int(max(y0, y1)), int(x0) :] ^= True
+    return filled
+
+
+def twice_area(ring):
+    x, y = np.asarray(ring).T
+    return int(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y))
+
+
+def lists(polygons):
+    return [[ring.tolist() for ring in polygon] for polygon in polygons]
+
+
+def check_geometry(mask, polygons):
+    """Check what makes polygons valid: one per piece, simple rings of corners, holes inside, the right area."""
+    assert len(polygons) == ndimage.label(mask)[1]
+    assert np.array_equal(fill([ring for polygon in polygons for ring in polygon], mask.shape), mask)
+    for outline, *holes in polygons:
+        assert twice_area(outline) > 0
+        assert all(twice_area(hole) < 0 for hole in holes)
+        piece = fill([outline, *holes], mask.shape)
+        assert ndimage.label(piece)[1] == 1
+        assert twice_area(outline) + sum(map(twice_area, holes)) == 2 * np.count_nonzero(piece)
+        for ring in (outline, *holes):
+            sides = np.roll(ring, -1, axis=0) - ring
+            assert len(np.unique(ring, axis=0)) == len(ring)
+            assert np.array_equal(np.count_nonzero(sides, axis=1), np.ones(len(ring)))  # along one axis each
+            assert not np.any(sides * np.roll(sides, 1, axis=0))  # and the next along the other
+
+
+def test_a_pixel_is_a_square_of_corners():
+    mask = np.zeros((4, 5), bool)
+    mask[1, 3] = True
+    assert lists(trace(mask)) == [[[[3, 1], [4, 1], [4, 2], [3, 2]]]]
+
+
+def test_an_empty_mask_has_no_polygon():
+    assert trace(np.zeros((3, 4), bool)) == []
+
+
+def test_a_full_mask_is_its_frame():
+    assert lists(trace(np.ones((3, 4), bool))) == [[[[0, 0], [4, 0], [4, 3], [0, 3]]]]
+
+
+def test_a_hole_runs_the_other_way():
+    mask = mask_of("""
+        ###
+        #.#
+        ###
+    """)
+    assert lists(trace(mask)) == [[[[0, 0], [3, 0], [3, 3], [0, 3]], [[1, 2], [2, 2], [2, 1], [1, 1]]]]
+
+
+def test_pixels_that_touch_at_a_corner_are_two_polygons():
+    falling = mask_of("""
+        #.
+        .#
+    """)
+    assert lists(trace(falling)) == [[[[0, 0], [1, 0], [1, 1], [0, 1]]], [[[1, 1], [2, 1], [2, 2], [1, 2]]]]
+    assert lists(trace(falling[:, ::-1])) == [[[[1, 0], [2, 0], [2, 1], [1, 1]]], [[[0, 1], [1, 1], [1, 2], [0, 2]]]]
+
+
+def test_a_hole_may_touch_its_outline_in_a_point():
+    mask = mask_of("""
+        ###
+        #.#
+        ##.
+    """)
+    outline = [[0, 0], [3, 0], [3, 2], [2, 2], [2, 3], [0, 3]]
+    assert lists(trace(mask)) == [[outline, [[1, 2], [2, 2], [2, 1], [1, 1]]]]
+    check_geometry(mask[::-1], trace(mask[::-1]))  # the other diagonal
+
+
+def test_a_cell_inside_the_hole_of_its_own_is_a_polygon_of_its_own():
+    mask = mask_of("""
+        #####
+        #...#
+        #.#.#
+        #...#
+        #####
+    """)
+    polygons = trace(mask)
+    assert [len(polygon) for polygon in polygons] == [2, 1]
+    check_geometry(mask, polygons)
+
+
+def test_any_mask_is_given_back_by_valid_polygons():
+    rng = np.random.default_rng(0)
+    for share in np.repeat([0.1, 0.3, 0.5, 0.6, 0.7, 0.9], 40):
+        mask = rng.random((9, 11)) < share
+        check_geometry(mask, trace(mask))
+
+
+@pytest.fixture
+def labels():
+    """Touching cells of all kinds with sparse ids: a ring, one in its hole, one in two pieces, one pixel, a border."""
+    labels = np.zeros((30, 40), np.int32)
+    labels[2:12, 3:14] = 7
+    labels[5:9, 6:10] = 0
+    labels[6, 7] = 9
+    labels[12:20, 3:30] = 12
+    labels[25:29, 31:40] = 12
+    labels[20:24, 0:5] = 70_000
+    labels[24, 5] = 70_000
+    return labels
+
+
+def test_cells_come_in_order_of_their_ids_in_coordinates_of_the_image(labels):
+    found = dict(cell_polygons(labels))
+    assert list(found) == [7, 9, 12, 70_000]
+    assert lists(found[9]) == [[[[7, 6], [8, 6], [8, 7], [7, 7]]]]
+    assert lists(found[7]) == [[[[3, 2], [14, 2], [14, 12], [3, 12]], [[6, 9], [10, 9], [10, 5], [6, 5]]]]
+    assert [len(polygons) for polygons in found.values()] == [1, 1, 2, 2]
+    huge = np.where(labels == 70_000, 2**31 - 1, labels).astype(np.int32)
+    assert [label for label, _ in cell_boxes(huge)] == [7, 9, 12, 2**31 - 1]
+    assert lists(dict(cell_polygons(huge))[2**31 - 1]) == lists(found[70_000])
+    assert list(cell_polygons(np.zeros((4, 4), np.int32))) == []
+
+
+def rings_of(feature):
+    geometry = feature["geometry"]
+    parts = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
+    return [[ring[:-1] for ring in part] for part in parts if all(ring[0] == ring[-1] for ring in part)]
+
+
+def from_geojson(path, shape):
+    out = np.zeros(shape, np.int32)
+    for feature in json.loads(path.read_text())["features"]:
+        inside = fill([ring for part in rings_of(feature) for ring in part], shape)
+        assert not out[inside].any()
+        out[inside] = int(feature["properties"]["name"])
+    return out
+
+
+def from_rois(path, shape):
+    out = np.zeros(shape, np.int32)
+    for roi in roifile.roiread(path):
+        inside = fill([ring for ring in roi.coordinates(multi=True)], shape)
+        assert not out[inside].any()
+        out[inside] = int(roi.name)
+    return out
+
+
+def test_geojson_gives_the_labels_back(tmp_path, labels):
+    path = tmp_path / "a.geojson"
+    assert write_geojson(path, labels) == 4
+    assert np.array_equal(from_geojson(path, labels.shape), labels)
+
+
+def test_geojson_has_the_form_of_qupath(tmp_path, labels):
+    cells = pd.DataFrame({"label": [7, 9, 12, 70_000], "score": [0.5, np.nan, 1.0, 0.25], "image": "a", "top": 2})
+    path = tmp_path / "a.geojson"
+    write_geojson(path, labels, object_type="annotation", classification="Cell", measurements=cells)
+    content = json.loads(path.read_text())
+    assert content["type"] == "FeatureCollection"
+    ring, pixel = content["features"][:2]
+    assert ring["type"] == "Feature"
+    assert ring["properties"] == {
+        "objectType": "annotation", "classification": {"name": "Cell"}, "name": "7", "measurements": {"score": 0.5},
+    }  # fmt: skip
+    assert ring["geometry"]["type"] == "Polygon"
+    assert pixel["properties"]["measurements"] == {}  # JSON has no NaN
+    assert pixel["geometry"]["coordinates"] == [[[7, 6], [8, 6], [8, 7], [7, 7], [7, 6]]]
+    assert content["features"][2]["geometry"]["type"] == "MultiPolygon"
+
+
+def test_geojson_without_cells_is_an_empty_collection(tmp_path):
+    path = tmp_path / "a.geojson"
+    assert write_geojson(path, np.zeros((5, 5), np.int32)) == 0
+    assert json.loads(path.read_text()) == {"type": "FeatureCollection", "features": []}
+
+
+def test_geojson_refuses_what_it_cannot_say(tmp_path, labels):
+    path = tmp_path / "a.geojson"
+    with pytest.raises(CellsegError, match="unknown object type 'nucleus'; known: detection, annotation, cell"):
+        write_geojson(path, labels, object_type="nucleus")
+    with pytest.raises(CellsegError, match="no row of cell 9"):
+        write_geojson(path, labels, measurements=pd.DataFrame({"label": [7], "score": [0.5]}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rois_give_the_labels_back(tmp_path, labels):
+    path = tmp_path / "a.rois.zip"
+    assert write_rois(path, labels) == 4
+    assert np.array_equal(from_rois(path, labels.shape), labels)
+    assert [roi.name for roi in roifile.roiread(path)] == ["00007", "00009", "00012", "70000"]
+    first = path.read_bytes()
+    write_rois(path, labels)
+    assert path.read_bytes() == first
+
+
+def test_a_pixel_is_the_roi_that_imagejs_wand_makes(labels):
+    (pixel,) = dict(cell_polygons(labels))[9]
+    content = to_roi([pixel], "9").tobytes()
+    version, kind, top, left, bottom, right, count = struct.unpack(">hBxhhhhH", content[4:18])
+    assert content[:4] == b"Iout"
+    assert (kind, top, left, bottom, right, count) == (8, 6, 7, 7, 8, 4)  # 8 is a traced polygon
+    assert version >= 217
+    assert struct.unpack(">8h", content[64:80]) == (0, 1, 1, 0, 0, 0, 1, 1)  # x, then y, from left and top
+    assert struct.unpack(">h", content[50:52]) == (0,)  # no option: whole numbers
+
+
+@pytest.mark.parametrize("offset", [40_000, 70_000])
+def test_rois_reach_beyond_the_range_of_short_numbers(offset):
+    ring = np.array([[0, 0], [3, 0], [3, 2], [0, 2]]) + offset
+    back = roifile.ImagejRoi.frombytes(to_roi([[ring]], "1").tobytes())
+    assert np.array_equal(back.coordinates(), ring)
+    hole = ring[::-1]
+    both = roifile.ImagejRoi.frombytes(to_roi([[ring, hole]], "1").tobytes())
+    assert [found[:-1].tolist() for found in both.coordinates(multi=True)] == [ring.tolist(), hole.tolist()]
+
+
+def test_write_outputs_puts_everything_beside_the_labels(tmp_path, labels):
+    image = np.arange(labels.size, dtype=np.uint16).reshape(labels.shape)
+    scores = np.array([0.5, 0.6, 0.7, 0.8])
+    written = write_outputs(
+        tmp_path / "a.b.tif", labels, formats=["roi", "geojson"], table_suffix=".csv", image=image, scores=scores
+    )
+    names = ["a.b.cells.csv", "a.b.geojson", "a.b.rois.zip"]
+    assert [path.name for path in written] == names == sorted(path.name for path in tmp_path.iterdir())
+    measured = json.loads((tmp_path / "a.b.geojson").read_text())["features"][1]["properties"]["measurements"]
+    assert measured["area"] == 1
+    assert measured["score"] == 0.6
+    assert measured["intensity_mean_0"] == 6 * 40 + 7
+    assert "centroid_x" not in measured
+
+
+def test_write_outputs_gives_scores_to_qupath_without_a_table(tmp_path, labels):
+    (path,) = write_outputs(tmp_path / "a.tif", labels, formats=["geojson"], scores=np.array([0.5, 0.6, 0.7, 0.8]))
+    features = json.loads(path.read_text())["features"]
+    assert [feature["properties"]["measurements"] for feature in features] == [
+        {"score": 0.5}, {"score": 0.6}, {"score": 0.7}, {"score": 0.8},
+    ]  # fmt: skip
+
+
+def test_write_outputs_refuses_what_it_cannot_do(tmp_path, labels):
+    with pytest.raises(CellsegError, match="unknown format 'svg'; known: geojson, roi"):
+        write_outputs(tmp_path / "a.tif", labels, formats=["svg", *OUTLINE_FORMATS])
+    with pytest.raises(CellsegError, match="wanted the raw image"):
+        write_outputs(tmp_path / "a.tif", labels, table_suffix=".csv")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.realdata
+def test_real_labels_come_back_from_qupath_and_imagej(tmp_path, shared_data):
+    path = min((shared_data / "dsb2018" / "labels").iterdir())
+    labels = read_labels(path)
+    assert read_image(path).shape == labels.shape
+    write_outputs(tmp_path / "a.tif", labels, formats=list(OUTLINE_FORMATS))
+    assert np.array_equal(from_geojson(tmp_path / "a.geojson", labels.shape), labels)
+    assert np.array_equal(from_rois(tmp_path / "a.rois.zip", labels.shape), labels)
