@@ -1,4 +1,16 @@
-"""Adapt a pretrained cell segmenter to your images, and see exactly what was gained and what was lost."""
+"""Adapt a pretrained cell segmenter to your images, and see exactly what was gained and what was lost.
+
+Examples
+--------
+>>> import cellseg
+>>> from cellseg.images import read_image
+>>> image = read_image("cells.tif")  # raw values, (H, W) or (H, W, C)
+>>> model = cellseg.load("experiments/runs/real_teacher/s0")  # a run folder or a weights file
+>>> labels = model.segment(image)  # int32 (H, W), 0 is background, 1..N are the cells
+
+For one image ``cellseg.segment(image, model=..., diameter=...)`` does the same. Labels become tables and outlines for
+QuPath and Fiji in :mod:`cellseg.outputs`.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -16,3 +28,8 @@ def __getattr__(name: str) -> Any:
 
         return getattr(predict, name)
     raise AttributeError(f"module 'cellseg' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    """List what the package offers, also before it was imported."""
+    return sorted({*globals(), *__all__})
