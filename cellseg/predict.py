@@ -7,9 +7,10 @@ feed the network differently from how it was trained.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn import functional
 
+from cellseg.blocks import Region, window_grid
 from cellseg.checkpoint import load_weights
 from cellseg.confidences import mean_inside, write_confidences
 from cellseg.config import ModelConfig, PredictConfig
 from cellseg.core import CellsegError, Image, Labels
 from cellseg.images import normalize, read_image, write_labels
 from cellseg.instances import representation
+from cellseg.instances.interface import Maps
 from cellseg.labels import instance_areas
-from cellseg.scale import resize_image, resize_labels, stable_zoom, zoom_for
+from cellseg.resampling import apply_weights, axis_weights
+from cellseg.scale import looks, resize_image, resize_labels, stable_zoom, zoom_for, zoomed_shape
+from cellseg.sliding import Kept, blend
+from cellseg.sources import InMemory, Source, Zoomed
 
 NEIGHBOURS = (2.0**-0.5, 2.0**0.5)
 """Scales, relative to the one chosen, that test-time augmentation looks at too."""
@@ -57,6 +62,8 @@ class Segmenter:
     about: Mapping[str, Any]
     spent: dict[str, float] = field(default_factory=lambda: {"scale": 0.0, "network": 0.0, "decode": 0.0})
     """Seconds spent on finding the scale, running the network and decoding, over all images so far."""
+    kept: Kept = field(default_factory=Kept, repr=False)
+    """Maps of windows seen lately, of sources that have a key."""
 
     @property
     def n_parameters(self) -> int:
@@ -112,17 +119,41 @@ class Segmenter:
         normal = normalize(image, self.config.normalize, channel)
         return normal, self._default_diameter(normal) if diameter is None else diameter
 
-    def _decode(self, image: Image, diameter: float | None) -> tuple[Labels, NDArray[np.float32]]:
+    def _decode(self, image: Image, diameter: float | None) -> tuple[Labels, Maps]:
         """Return labels and the maps they were decoded from: at the image's scale, or at the network's if larger."""
         zoom = zoom_for(diameter, self.config.reference_diameter)
+        source = InMemory(image)
+        maps = self.maps_of(source, zoom, Region.whole(decoding_shape(source.shape, zoom)))
+        return self.decode(maps, zoom), maps
+
+    def maps_of(self, source: Source, zoom: float, region: Region) -> Maps:
+        """Return the maps from which the cells of a region are decoded.
+
+        Parameters
+        ----------
+        source : Source
+            Normalised image of any size.
+        zoom : float
+            Factor from the image to the network's scale.
+        region : Region
+            In pixels at the scale of decoding: that of the image, or the network's where it is finer.
+
+        Returns
+        -------
+        ndarray of float32, shape (K, h, w)
+            The same values whatever the region.
+        """
         with self._timed("network"):
-            maps = self.maps(resize_image(image, zoom))
-        if zoom < 1:
-            maps = _resize_maps(maps, (image.shape[0], image.shape[1]))
+            shown = Zoomed(source, zoom, self._small)
+            if zoom < 1:  # decoded at the image's scale, so that outlines are as fine as its pixels
+                return self._resampled(self._seen, shown, source.shape, region)
+            return self._seen(shown, region)
+
+    def decode(self, maps: Maps, zoom: float, **typical: float) -> Labels:
+        """Decode maps of an image shown at a zoom; ``typical`` is what a part of it is told about the whole."""
         min_size = round(self.settings.min_size / min(zoom, 1) ** 2)  # the maps of shrunken images were enlarged
         with self._timed("decode"):
-            decoded = representation(self.config.representation).decode(maps, min_size=min_size)
-        return decoded, maps
+            return representation(self.config.representation).decode(maps, min_size=min_size, **typical)
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -135,9 +166,18 @@ class Segmenter:
 
         See :func:`cellseg.scale.stable_zoom`: the scale at which the cells found depend least on scale.
         """
+        return self.estimate_diameter_of(InMemory(image))
+
+    def estimate_diameter_of(self, source: Source) -> float | None:
+        """Estimate the cell diameter of an image of any size in its pixels; None where no cell is found.
+
+        Of a large image a few parts that hold something are looked at (:func:`cellseg.scale.looks`), and the median of
+        what is found there is taken.
+        """
         with self._timed("scale"):
-            zoom = stable_zoom(image, self.segment_at)
-        return None if zoom is None else self.config.reference_diameter / zoom
+            parts = (source.read(region) for region in looks(source.shape, source.read))
+            zooms = sorted(zoom for part in parts if (zoom := stable_zoom(part, self.segment_at)) is not None)
+        return self.config.reference_diameter / zooms[len(zooms) // 2] if zooms else None
 
     def segment_at(self, image: Image, zoom: float) -> Labels:
         """Segment a normalised image shown at a zoom, in one pass; the labels are of the size it was shown at."""
@@ -153,49 +193,54 @@ class Segmenter:
             return float(policy)
         return self.estimate_diameter(image) or float(known)
 
-    def maps(self, image: Image) -> NDArray[np.float32]:
-        """Return raw maps ``(K, H, W)`` of a normalised image at the network's scale, tile by tile.
+    def maps(self, image: Image) -> Maps:
+        """Return raw maps ``(K, H, W)`` of a normalised image at the network's scale, window by window.
 
         With ``settings.tta`` the mean of six views: the four flips, vectors turned back, and a scale √2 finer and one
         √2 coarser; directions and shares do not depend on scale.
         """
-        plain = self.flipped_maps(image, ())
+        return self._seen(InMemory(image), Region.whole(image.shape))
+
+    def flipped_maps(self, image: Image, axes: tuple[int, ...]) -> Maps:
+        """Return the raw maps of an image shown flipped along axes (0 rows, 1 columns), turned back with vectors."""
+        return self._flipped(InMemory(image), Region.whole(image.shape), axes)
+
+    def _seen(self, source: Source, region: Region) -> Maps:
+        plain = self._flipped(source, region, ())
         if not self.settings.tta:
             return plain
-        shape = (image.shape[0], image.shape[1])
-        scaled = (_resize_maps(self.flipped_maps(resize_image(image, step), ()), shape) for step in NEIGHBOURS)
-        views = (*(self.flipped_maps(image, axes) for axes in ((0,), (1,), (0, 1))), *scaled)
+        flips = (self._flipped(source, region, axes) for axes in ((0,), (1,), (0, 1)))
+        steps = (Zoomed(source, step, self._small) for step in NEIGHBOURS)
+        views = (*flips, *(self._resampled(self._flipped, step, source.shape, region) for step in steps))
         return np.asarray((plain + sum(views)) / 6, np.float32)
 
-    def flipped_maps(self, image: Image, axes: tuple[int, ...]) -> NDArray[np.float32]:
-        """Return the raw maps of an image shown flipped along axes (0 rows, 1 columns), turned back with vectors."""
+    def _resampled(
+        self, see: Callable[[Source, Region], Maps], source: Source, shape: tuple[int, int], region: Region
+    ) -> Maps:
+        """Interpolate maps of a source to another size; directions do not depend on scale, so vectors stay."""
+        if source.shape == shape:
+            return see(source, region)
+        rows, down = axis_weights(source.shape[0], shape[0], region.rows, average=False)
+        columns, across = axis_weights(source.shape[1], shape[1], region.columns, average=False)
+        maps = see(source, Region(down.start, across.start, down.stop, across.stop))
+        return np.ascontiguousarray(apply_weights(apply_weights(maps, rows, 1), columns, 2))
+
+    def _flipped(self, source: Source, region: Region, axes: tuple[int, ...] = ()) -> Maps:
+        grid = window_grid(source.shape, self.settings.tile, self.settings.overlap, axes)
+        return blend(partial(self._look, axes=axes), source, region, grid, self.kept, view=str(axes))
+
+    @property
+    def _small(self) -> int:
+        return self.settings.tile * 3 // 2
+
+    def _look(self, images: NDArray[np.float32], axes: tuple[int, ...]) -> torch.Tensor:
+        x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(self.device)
+        dimensions = [axis + 2 for axis in axes]
         with torch.inference_mode():
-            maps = self._flipped(self._tensor(image), tuple(axis + 2 for axis in axes))
-        result: NDArray[np.float32] = maps[0].float().cpu().numpy()
-        return result
-
-    def _tensor(self, image: Image) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].to(self.device)
-
-    def _flipped(self, x: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
-        maps = torch.flip(self._tiled(torch.flip(x, axes)), axes)
-        sign = torch.ones(maps.shape[1], device=maps.device)
-        for axis, vector in zip((2, 3), representation(self.config.representation).VECTORS, strict=False):
-            if axis in axes:  # dy changes sign with the rows, dx with the columns
-                sign[vector] = -1
-        return maps * sign[:, None, None]
-
-    def _tiled(self, x: torch.Tensor) -> torch.Tensor:
-        from monai.inferers.utils import sliding_window_inference
-
-        tile = self.settings.tile
-        if max(x.shape[-2:]) <= tile * 3 // 2:
-            return self._forward(x)
-        roi = (min(tile, x.shape[-2]), min(tile, x.shape[-1]))
-        maps = sliding_window_inference(
-            x, roi, 1, self._forward, overlap=self.settings.overlap, mode="gaussian", padding_mode="replicate"
-        )
-        assert isinstance(maps, torch.Tensor)
+            maps = torch.flip(self._forward(torch.flip(x, dimensions)), dimensions)
+            for axis, vector in zip((0, 1), representation(self.config.representation).VECTORS, strict=False):
+                if axis in axes:  # dy changes sign with the rows, dx with the columns
+                    maps[:, vector] *= -1
         return maps
 
     def _forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -203,7 +248,12 @@ class Segmenter:
         amp = kind in {"cpu", "cuda"} and not (kind == "cuda" and not torch.cuda.is_bf16_supported())
         with torch.autocast(kind, torch.bfloat16, enabled=amp):
             maps: torch.Tensor = self.model(x.contiguous(memory_format=torch.channels_last))
-        return maps.float()
+        return maps
+
+
+def decoding_shape(shape: tuple[int, int], zoom: float) -> tuple[int, int]:
+    """Return the size at which the cells of an image are decoded: its own, or that it is shown at where larger."""
+    return zoomed_shape(shape, max(zoom, 1.0))
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -278,9 +328,3 @@ def _consecutive(labels: Labels) -> Labels:
     from skimage.segmentation import relabel_sequential
 
     return np.asarray(relabel_sequential(labels)[0], np.int32)
-
-
-def _resize_maps(maps: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Interpolate maps to a size; directions do not depend on scale, so vectors stay as they are."""
-    resized = functional.interpolate(torch.from_numpy(maps)[None], size=shape, mode="bilinear", align_corners=False)
-    return resized[0].numpy()

@@ -3,7 +3,7 @@
 Where nobody told it, the scale is taken at which what is found depends least on scale: shown too large cells fall
 to pieces, shown too small they melt together, differently at every scale, while at the right one the cells found
 are those found a little finer and a little coarser too. So the instances themselves tell, without labels and for
-every representation. Of a large image only the centre is looked at.
+every representation. Of a large image only a few parts that hold something are looked at.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
+from cellseg.blocks import Region
 from cellseg.core import Image, Labels
 from cellseg.metrics import match
 
@@ -27,6 +28,12 @@ ZOOMS = tuple(2.0 ** (step / 2) for step in range(-5, 5))
 """Zooms tried, a factor of √2 apart; the outer two only as neighbours."""
 WINDOW = 512
 """Largest side in pixels, at the finer of two zooms, of the part that is compared."""
+LOOK_SIDE = 2048
+"""Largest side in pixels of an image whose middle is enough: at the coarsest zoom tried, all of it is compared."""
+LOOKS = 5
+"""Parts of larger images that are looked at."""
+_PROBE, _PROBES = 256, 8
+"""Side of the probes that tell where a large image holds something, and how many there are in a row at most."""
 LEAST_SIDE = 32
 """Images are not shown smaller than this many pixels."""
 
@@ -38,11 +45,18 @@ def zoom_for(diameter: float | None, reference_diameter: float) -> float:
     return float(np.clip(reference_diameter / diameter, *ZOOM_LIMITS))
 
 
+def zoomed_shape(shape: tuple[int, int], zoom: float) -> tuple[int, int]:
+    """Return the size at which :func:`resize_image` shows an image; that of the image for zooms next to 1."""
+    if abs(zoom - 1) < SAME_SCALE:
+        return shape
+    return max(1, round(shape[0] * zoom)), max(1, round(shape[1] * zoom))
+
+
 def resize_image(image: Image, zoom: float) -> Image:
     """Scale an image ``(H, W, C)``, averaging areas when shrinking."""
+    height, width = zoomed_shape((image.shape[0], image.shape[1]), zoom)
     if abs(zoom - 1) < SAME_SCALE:
         return image
-    height, width = (max(1, round(side * zoom)) for side in image.shape[:2])
     method = cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
     resized = cv2.resize(image, (width, height), interpolation=method)
     return np.asarray(resized, np.float32).reshape(height, width, image.shape[2])
@@ -78,6 +92,40 @@ def stable_zoom(image: Image, segment_at: Callable[[Image, float], Labels]) -> f
     means = [(below + above) / 2 for below, above in pairwise(agreements)]
     best = int(np.argmax(means[::-1]))
     return ZOOMS[-2 - best] if means[::-1][best] > 0 else None
+
+
+def looks(shape: tuple[int, int], read: Callable[[Region], Image]) -> list[Region]:
+    """Choose the parts of an image whose scale tells that of the whole.
+
+    Parameters
+    ----------
+    shape : (height, width)
+        Of the image in pixels.
+    read : callable
+        Returns the normalised pixels of a region.
+
+    Returns
+    -------
+    list of Region
+        All of an image without a side above :data:`LOOK_SIDE`; else up to :data:`LOOKS` parts of that size around those
+        probes, of a regular grid of at most 8 × 8, whose values vary most, the first of equals in reading order.
+    """
+    if max(shape) <= LOOK_SIDE:
+        return [Region.whole(shape)]
+    places = [np.linspace(0, side, min(_PROBES, -(-2 * side // LOOK_SIDE)) + 2)[1:-1] for side in shape]
+    centres = [(int(row), int(column)) for row in places[0] for column in places[1]]
+    spread = [float(read(_around(centre, _PROBE, shape)).std(axis=(0, 1)).max()) for centre in centres]
+    liveliest = np.argsort(-np.array(spread), kind="stable")[:LOOKS]
+    return [_around(centres[index], LOOK_SIDE, shape) for index in liveliest]
+
+
+def _around(centre: tuple[int, int], length: int, shape: tuple[int, int]) -> Region:
+    """Return the region of a length around a pixel, moved inside the image, cut off only where that is smaller."""
+    (top, height), (left, width) = (
+        (max(0, min(place - length // 2, side - length)), min(length, side))
+        for place, side in zip(centre, shape, strict=True)
+    )
+    return Region(top, left, top + height, left + width)
 
 
 def _agreement(image: Image, coarse: float, fine: float, segment_at: Callable[[Image, float], Labels]) -> float:

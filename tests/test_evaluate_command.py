@@ -143,10 +143,10 @@ def test_folders_without_a_name_in_common_are_an_error(folders):
 
 
 def test_many_problems_are_counted(folders, capsys):
-    from cellseg.cli.scoring import MOST_PROBLEMS, _say_problems
+    from cellseg.cli.screen import MOST_PROBLEMS, say_problems
 
     scores = pd.DataFrame({"image": [f"i{n:03}" for n in range(MOST_PROBLEMS + 5)], "status": "missing"})
-    _say_problems(scores)
+    say_problems(scores)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == MOST_PROBLEMS + 1
     assert lines[-1].startswith("… and 5 more")

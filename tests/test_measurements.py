@@ -76,6 +76,30 @@ def test_an_image_without_cells_has_a_table_without_rows(tmp_path):
     assert list(pd.read_parquet(tmp_path / "all.parquet").columns) == list(cells.columns)
 
 
+class Slide:
+    """Pixels that are read by rectangle."""
+
+    def __init__(self, pixels):
+        self.pixels, self.shape = pixels, pixels.shape
+
+    def __getitem__(self, place):
+        return self.pixels[place]
+
+
+def test_a_slide_measured_in_blocks_has_the_table_of_the_whole(monkeypatch):
+    rng = np.random.default_rng(0)
+    labels = np.kron(rng.permutation(60).reshape(6, 10), np.ones((5, 7), np.int32)).astype(np.int32)
+    labels[rng.random(labels.shape) < 0.3] = 0
+    image = rng.integers(0, 4000, (*labels.shape, 2), dtype=np.uint16)
+    scores = np.linspace(0, 1, 59)
+    whole = measure_cells(labels, image, scores, name="a")
+    monkeypatch.setattr("cellseg.outputs.cells.BAND_ROWS", 8)
+    monkeypatch.setattr("cellseg.outputs.cells.cell_blocks.__defaults__", (16,))
+    by_block = measure_cells(Slide(labels), Slide(image), scores, name="a")
+    assert len(whole) == 59
+    pd.testing.assert_frame_equal(by_block, whole, rtol=1e-12)
+
+
 def test_sizes_that_differ_and_wrong_counts_are_refused(labels):
     with pytest.raises(CellsegError, match=r"a: labels are \(20, 30\) but the image is \(30, 20\)"):
         measure_cells(labels, np.zeros((30, 20)), name="a")

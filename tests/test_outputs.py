@@ -12,7 +12,8 @@ from scipy import ndimage
 from cellseg.core import CellsegError
 from cellseg.images import read_image, read_labels
 from cellseg.outputs import OUTLINE_FORMATS, cell_polygons, write_geojson, write_outputs, write_rois
-from cellseg.outputs.polygons import cell_boxes, trace
+from cellseg.outputs.cells import cell_blocks, find_boxes
+from cellseg.outputs.polygons import trace
 from cellseg.outputs.rois import to_roi
 
 
@@ -140,9 +141,39 @@ def test_cells_come_in_order_of_their_ids_in_coordinates_of_the_image(labels):
     assert lists(found[7]) == [[[[3, 2], [14, 2], [14, 12], [3, 12]], [[6, 9], [10, 9], [10, 5], [6, 5]]]]
     assert [len(polygons) for polygons in found.values()] == [1, 1, 2, 2]
     huge = np.where(labels == 70_000, 2**31 - 1, labels).astype(np.int32)
-    assert [label for label, _ in cell_boxes(huge)] == [7, 9, 12, 2**31 - 1]
+    assert list(dict(cell_polygons(huge))) == [7, 9, 12, 2**31 - 1]
     assert lists(dict(cell_polygons(huge))[2**31 - 1]) == lists(found[70_000])
     assert list(cell_polygons(np.zeros((4, 4), np.int32))) == []
+
+
+class Slide:
+    """Pixels that are read by rectangle and never all at once."""
+
+    def __init__(self, pixels, largest):
+        self.pixels, self.shape, self.largest = pixels, pixels.shape, largest
+
+    def __getitem__(self, place):
+        window = self.pixels[place]
+        assert window.size <= self.largest
+        return window
+
+
+def test_a_slide_is_gone_through_in_blocks_that_hold_each_cell_whole_and_once(monkeypatch, labels):
+    monkeypatch.setattr("cellseg.outputs.cells.BAND_ROWS", 8)
+    slide = Slide(labels, largest=18 * 37)  # the cell in two pieces
+    ids, boxes = find_boxes(slide)
+    assert ids.tolist() == [7, 9, 12, 70_000]
+    assert boxes.tolist() == [[2, 3, 12, 14], [6, 7, 7, 8], [12, 3, 29, 40], [20, 0, 25, 6]]
+    blocks = list(cell_blocks(slide, side=10))
+    assert [block.ids.tolist() for block in blocks] == [[7, 9], [12], [70_000]]
+    assert [block.place for block in blocks] == [
+        (slice(2, 12), slice(3, 14)), (slice(12, 29), slice(3, 40)), (slice(20, 25), slice(0, 6)),
+    ]  # fmt: skip
+    assert blocks[1].labels.base is not None  # and holds part of another cell
+    monkeypatch.setattr("cellseg.outputs.cells.cell_blocks.__defaults__", (10,))
+    whole = {label: lists(polygons) for label, polygons in cell_polygons(labels)}
+    assert {label: lists(polygons) for label, polygons in cell_polygons(slide)} == whole
+    assert list(cell_polygons(Slide(np.zeros((20, 20), np.int32), 160))) == []
 
 
 def rings_of(feature):
@@ -211,7 +242,7 @@ def test_rois_give_the_labels_back(tmp_path, labels):
     path = tmp_path / "a.rois.zip"
     assert write_rois(path, labels) == 4
     assert np.array_equal(from_rois(path, labels.shape), labels)
-    assert [roi.name for roi in roifile.roiread(path)] == ["00007", "00009", "00012", "70000"]
+    assert [roi.name for roi in roifile.roiread(path)] == ["000007", "000009", "000012", "070000"]
     first = path.read_bytes()
     write_rois(path, labels)
     assert path.read_bytes() == first

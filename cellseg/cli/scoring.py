@@ -8,20 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cellseg.cli.app import Device, app, run_config, say
+from cellseg.cli.app import Device, app, say
 from cellseg.cli.coco import evaluate_coco_file
 from cellseg.core import CellsegError
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from cellseg.compare import Method
-    from cellseg.config import EvaluationSet
     from cellseg.evaluate import FolderRule
-    from cellseg.predict import Segmenter
-
-MOST_PROBLEMS = 20
-"""Lines of unusable predictions that are printed."""
 
 Rule = Annotated[
     Literal["strict", "neurips"],
@@ -50,6 +43,8 @@ def evaluate(  # noqa: PLR0913 (options of a command line)
 ) -> None:
     """Score predictions (by LIVECell's COCO AP if TRUTH is a COCO file), or predict and score the sets of a run.
 
+    A run that started from other weights is shown beside them: what was gained, what was lost, and on which images.
+
     Files are paired by name: a.tif, a_masks.png (Cellpose) and a_label.tiff (NeurIPS) all hold the labels of image a.
     A prediction that is missing or unusable scores 0, is named, and makes the exit status 1.
     """
@@ -61,7 +56,9 @@ def evaluate(  # noqa: PLR0913 (options of a command line)
     if truth.suffix.lower() == ".json":
         evaluate_coco_file(truth, pred, out, other_options=rule != "strict" or bool(given))
     elif pred is None:
-        _evaluate_run(truth, rule, device, workers, [*given, *(["--out"] if out is not None else [])])
+        from cellseg.cli.runs import Scoring, evaluate_run
+
+        evaluate_run(truth, Scoring(rule, device, workers), [*given, *(["--out"] if out is not None else [])])
     else:
         settings = _Scoring(rule, thresholds, split, by or "group", out, details, as_json)
         _evaluate_folders(truth, pred, settings, workers)
@@ -131,21 +128,29 @@ def table(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders with scores, the teacher first.")],
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, the teacher first; or one adaptation alone.")],
     evaluation: Annotated[str | None, typer.Option("--set", help="Only this evaluation set.")] = None,
     images: Annotated[int, typer.Option(min=0, help="Images to show of each set.")] = 3,
     title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
     out: Annotated[Path | None, typer.Option(help="HTML file (default: report.html in the last run), or PNG.")] = None,
+    device: Device = "auto",
 ) -> None:
-    """Show what was gained and lost: one HTML page that opens anywhere, or a PNG of outlines."""
+    """Show what was gained and lost: one HTML page that opens anywhere, or a PNG of outlines.
+
+    One adaptation alone is shown beside the weights it started from. One that names nothing to score is shown by
+    what needs no labels: what was decided, the criteria, and the cells before and after.
+    """
     path = out or runs[-1] / "report.html"
     if path.suffix.lower() == ".png":
         from cellseg.report.picture import write_picture_of_runs
 
         write_picture_of_runs(runs, path, evaluation, images)
     else:
+        from cellseg.cli.runs import look_at_unlabelled
         from cellseg.report.page import write_page
 
+        if len(runs) == 1:
+            look_at_unlabelled(runs[0], device)
         write_page(runs, path, evaluation=evaluation, images=images, title=title)
     print(path)
 
@@ -164,7 +169,7 @@ class _Scoring:
 
 
 def _evaluate_folders(truth: Path, pred: Path, options: _Scoring, workers: int | None) -> None:
-    from cellseg.cli.screen import scores_json, show_scores
+    from cellseg.cli.screen import say_problems, scores_json, show_scores
     from cellseg.evaluate import find_pairs, list_problems, score_pairs, write_scores
     from cellseg.metrics.scores import check_suffix, parse_thresholds
 
@@ -185,80 +190,14 @@ def _evaluate_folders(truth: Path, pred: Path, options: _Scoring, workers: int |
         show_scores(scores, f"{pred} against {truth}", options.by)
     if (scores[options.by] == "").all() and options.by != "group":
         say(f"nothing to summarise by {options.by}: only an index.csv as the truth has a column {options.by}")
-    _say_problems(scores)
+    say_problems(scores)
     for path in written:
         say(f"written: {path}")
     if list_problems(scores):
         raise typer.Exit(1)
 
 
-def _say_problems(scores: pd.DataFrame) -> None:
-    from cellseg.evaluate import list_problems
-
-    problems = list_problems(scores)
-    for line in problems[:MOST_PROBLEMS]:
-        say(line)
-    if len(problems) > MOST_PROBLEMS:
-        say(f"… and {len(problems) - MOST_PROBLEMS} more; --out (column status) and --json name them all")
-
-
 def _comparison_title(methods: list[Method], metric: str, threshold: str, rule: str) -> str:
     names = {"f1": "F1", "ap": "AP", "pq": "PQ"}
     seeds = ", ".join(f"{m.name} {len(m.tables)} seed{'s' * (len(m.tables) > 1)}" for m in methods)
     return f"{names[metric]} at IoU {threshold}, mean over images and seeds; rule {rule}; {seeds}"
-
-
-def _evaluate_run(folder: Path, rule: FolderRule, device: str, workers: int | None, given: list[str]) -> None:
-    from cellseg.predict import load
-
-    if not (folder / "config.json").is_file():
-        raise CellsegError(
-            f"{folder}: is no run folder (it has no config.json); to score label images give two folders: "
-            "cellseg evaluate TRUTH PRED"
-        )
-    if given:
-        raise CellsegError(f"{', '.join(given)} go with TRUTH and PRED; the scores of a run are in {folder / 'scores'}")
-    run = run_config(folder)
-    if not run.data.evaluate:
-        raise CellsegError(f"{folder}: its configuration names no data.evaluate sets; give TRUTH and PRED instead")
-    segmenter = load(folder, device=device, settings=run.predict)
-    for chosen in run.data.evaluate:
-        _evaluate_set(folder, chosen, segmenter, rule, workers)
-
-
-def _evaluate_set(
-    folder: Path, chosen: EvaluationSet, segmenter: Segmenter, rule: FolderRule, workers: int | None
-) -> None:
-    from cellseg.cli.screen import show_scores
-    from cellseg.datasets.index import select, write_index
-    from cellseg.evaluate import evaluate as score
-    from cellseg.evaluate import write_scores
-    from cellseg.journal import note
-    from cellseg.predict import predict_files
-    from cellseg.progress import track
-
-    before = dict(segmenter.spent)
-    records = [record for record in select(chosen) if record.label_kind == "instances"]
-    predictions = folder / "predictions" / chosen.name
-    todo = [(record.id, record.image, _known_diameter(segmenter, chosen)) for record in records]
-    list(track(predict_files(segmenter, todo, predictions), f"segmenting {chosen.name}", total=len(todo)))
-    index = predictions / "index.csv"
-    write_index(index, records)
-    scores = score(index, predictions, rule=rule, workers=workers)
-    write_scores(scores, folder / "scores" / f"{chosen.name}.csv")
-    ms = {part: 1e3 * (spent - before[part]) / len(todo) for part, spent in segmenter.spent.items()}
-    note(folder, {"parameters": segmenter.n_parameters, "ms_per_image": {chosen.name: ms}})
-    show_scores(scores, f"{folder}: {chosen.name}")
-    _say_problems(scores)
-
-
-def _known_diameter(segmenter: Segmenter, chosen: EvaluationSet) -> float | None:
-    """With ``predict.diameter = "index"``: the median over the index's training images, never the scored ones."""
-    if segmenter.settings.diameter != "index":
-        return None
-    from statistics import median
-
-    from cellseg.datasets.index import read_index
-
-    known = [r.diameter for r in read_index(chosen.index) if r.split == "train" and r.diameter]
-    return median(known) if known else None

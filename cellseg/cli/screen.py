@@ -7,12 +7,17 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cellseg.cli.app import say
+
 if TYPE_CHECKING:
     import pandas as pd
     from rich.table import Table
 
 SPANS = {"_50_90": ".5:.9", "_50_95": ".5:.95"}
 """Summary columns of means over thresholds that are shown, the first that is there."""
+
+MOST_PROBLEMS = 20
+"""Lines of unusable predictions that are printed."""
 
 MORE_THRESHOLDS = 2
 """Columns of further thresholds that fit beside those of the first."""
@@ -31,7 +36,7 @@ def show_scores(scores: pd.DataFrame, title: str, by: str = "group") -> None:
     more = [] if span else [step for step in steps if step != first][:MORE_THRESHOLDS]
     at = summarize_thresholds(scores[scores["threshold"].isin([first, *more])], by)
     by_step = {step: rows.to_dict("records") for step, rows in at.groupby("threshold")}
-    shown = _plain_table()
+    shown = plain_table()
     shown.add_column(by, overflow="fold", min_width=5)
     headers = ["images", "true\ncells", *(f"F1@{first:g}\n{name}" for name in ("mean", "median", "pooled"))]
     headers += [f"F1@{SPANS[span]}\nmean"] if span else [f"F1@{step:g}\nmean" for step in more]
@@ -63,6 +68,17 @@ def _legend(rule: str, threshold: float, span: str | None) -> str:
         "neurips": "Rule neurips: cells within 2 px of the border are left out, as in the NeurIPS 2022 challenge.",
     }
     return text + rules.get(rule, "")
+
+
+def say_problems(scores: pd.DataFrame) -> None:
+    """Name the images whose prediction could not be used, the first few, on stderr."""
+    from cellseg.evaluate import list_problems
+
+    problems = list_problems(scores)
+    for line in problems[:MOST_PROBLEMS]:
+        say(line)
+    if len(problems) > MOST_PROBLEMS:
+        say(f"… and {len(problems) - MOST_PROBLEMS} more; --out (column status) and --json name them all")
 
 
 def scores_json(scores: pd.DataFrame, facts: Mapping[str, Any], by: str = "group") -> str:
@@ -107,7 +123,7 @@ def show_comparison(comparison: pd.DataFrame, title: str, notes: Sequence[str]) 
     count = comparison["method"].nunique()
     for method, rows in comparison.groupby("method", sort=False):
         console.print(f"\n{method} minus {rows['baseline'].iloc[0]} (the baseline)", markup=False)
-        shown = _plain_table()
+        shown = plain_table()
         shown.add_column("group", overflow="fold", min_width=5)
         headers = ["images", "baseline\nmean", "method\nmean", "differ-\nence", "95 % interval"]
         for header in [*headers, "p", f"p Holm\n(of {count})"]:
@@ -127,7 +143,8 @@ def _p_values(values: Iterable[float]) -> list[str]:
     return ["–" if math.isnan(value) else f"{value:.4f}" for value in values]
 
 
-def _plain_table() -> Table:
+def plain_table() -> Table:
+    """Return an empty table with a line under its head and no borders."""
     from rich import box
     from rich.table import Table
 

@@ -53,9 +53,8 @@ def encode(labels: Labels) -> Maps:
     if labels.ndim != 2:
         raise CellsegError(f"flow.encode wants labels of shape (H, W), got {labels.shape}")
     target = np.zeros((N_MAPS, *labels.shape), np.float32)
-    rows, columns, flow = directions(labels)
-    target[0, rows, columns] = 1
-    target[1:, rows, columns] = flow
+    np.greater(labels, 0, out=target[0])
+    target[1:] = directions(labels)
     return target
 
 

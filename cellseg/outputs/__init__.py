@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.core import CellsegError
 from cellseg.outputs import geojson, rois
+from cellseg.outputs.cells import FilePixels, Pixels
 from cellseg.outputs.geojson import write_geojson
 from cellseg.outputs.measurements import check_table_path, join_cells, measure_cells, score_cells, write_cells
 from cellseg.outputs.polygons import cell_polygons
@@ -22,6 +22,8 @@ from cellseg.outputs.rois import write_rois
 
 __all__ = [
     "OUTLINE_FORMATS",
+    "FilePixels",
+    "Pixels",
     "cell_polygons",
     "cells_path",
     "check_table_path",
@@ -44,11 +46,11 @@ def cells_path(labels_path: str | Path, suffix: str) -> Path:
 
 def write_outputs(
     labels_path: str | Path,
-    labels: NDArray[Any],
+    labels: Pixels,
     *,
     formats: Collection[str] = (),
     table_suffix: str | None = None,
-    image: NDArray[Any] | None = None,
+    image: Pixels | None = None,
     scores: NDArray[np.float64] | None = None,
 ) -> list[Path]:
     """Write what is wanted of one label image beside it; each file is whole or absent.
@@ -57,14 +59,14 @@ def write_outputs(
     ----------
     labels_path : str or Path
         The label image, which need not exist.
-    labels : int (H, W)
-        Its content.
+    labels : Pixels (H, W)
+        Its content, in memory or read by rectangle.
     formats : collection of str
         Of :data:`OUTLINE_FORMATS`.
     table_suffix : {".csv", ".parquet"}, optional
         Write measurements; with ``geojson`` they are in that file too.
-    image : ndarray (H, W) or (H, W, C), optional
-        Raw image; needed for the table.
+    image : Pixels (H, W) or (H, W, C), optional
+        Raw image, likewise; needed for the table.
     scores : float64 (N,), optional
         One a cell, in order of ascending id.
 

@@ -8,7 +8,8 @@ mapping of names to numbers. Coordinates are pixels of the full-size image.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from cellseg.core import CellsegError
 from cellseg.files import atomic_path
+from cellseg.outputs.cells import Pixels
 from cellseg.outputs.measurements import POSITIONS
 from cellseg.outputs.polygons import Polygon, cell_polygons
 
@@ -33,7 +35,7 @@ _LEFT_OUT = frozenset({"label", "image", *POSITIONS})  # QuPath shows positions 
 
 def write_geojson(
     path: str | Path,
-    labels: NDArray[Any],
+    labels: Pixels,
     *,
     object_type: ObjectType = "detection",
     classification: str | None = None,
@@ -45,8 +47,8 @@ def write_geojson(
     ----------
     path : str or Path
         Final file; QuPath knows ``.geojson``.
-    labels : int (H, W)
-        Label image, 0 background.
+    labels : Pixels (H, W)
+        Label image of integers, 0 background.
     object_type : {"detection", "annotation", "cell"}
         What QuPath makes of each.
     classification : str, optional
@@ -83,11 +85,11 @@ def write_geojson(
     with atomic_path(path) as temporary, temporary.open("wb") as handle:
         handle.write(b'{"type":"FeatureCollection","features":[')
         for label, polygons in cell_polygons(labels):
-            if measured is not None and label not in measured:
-                raise CellsegError(f"{path}: the measurements have no row of cell {label}; measure these labels")
             properties = {**shared, "name": str(label)}
             if measured is not None:
-                properties["measurements"] = measured[label]
+                properties["measurements"] = measured.of(label)
+                if properties["measurements"] is None:
+                    raise CellsegError(f"{path}: the measurements have no row of cell {label}; measure these labels")
             feature = {"type": "Feature", "geometry": geometry(polygons), "properties": properties}
             handle.write((b",\n" if count else b"\n") + msgspec.json.encode(feature))
             count += 1
@@ -103,11 +105,27 @@ def geometry(polygons: Iterable[Polygon]) -> dict[str, Any]:
     return {"type": "MultiPolygon", "coordinates": coordinates}
 
 
-def _by_label(measurements: pd.DataFrame) -> Mapping[int, dict[str, float]]:
+@dataclass(frozen=True)
+class _Measured:
+    """Measurements by id, in arrays, since a dictionary for each of a million cells would fill the memory."""
+
+    names: list[str]
+    order: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+    def of(self, label: int) -> dict[str, float] | None:
+        """Return the finite measurements of a cell; None where it has no row."""
+        place = int(np.searchsorted(self.ids, label))
+        if place == len(self.ids) or self.ids[place] != label:
+            return None
+        row = self.values[self.order[place]].tolist()
+        return {name: value for name, value in zip(self.names, row, strict=True) if math.isfinite(value)}
+
+
+def _by_label(measurements: pd.DataFrame) -> _Measured:
     numbers = measurements.select_dtypes("number")
     names = [str(name) for name in numbers.columns if name not in _LEFT_OUT]
-    rows = numbers[names].to_numpy(np.float64).tolist()
-    return {
-        int(label): {name: value for name, value in zip(names, row, strict=True) if math.isfinite(value)}
-        for label, row in zip(measurements["label"], rows, strict=True)
-    }
+    ids = measurements["label"].to_numpy(np.int64)
+    order = np.argsort(ids)
+    return _Measured(names, order, ids[order], numbers[names].to_numpy(np.float64))

@@ -17,21 +17,14 @@ from numpy.typing import NDArray
 from cellseg.core import CellsegError
 from cellseg.files import atomic_path
 from cellseg.labels import instance_areas
-from cellseg.outputs.polygons import with_small_ids
+from cellseg.outputs.cells import CellBlock, Pixels, cell_blocks, find_boxes, with_small_ids
 
 if TYPE_CHECKING:
     import pandas as pd
 
 TABLE_SUFFIXES = (".csv", ".parquet")
 
-POSITIONS = {
-    "centroid_y": "centroid-0",
-    "centroid_x": "centroid-1",
-    "top": "bbox-0",
-    "left": "bbox-1",
-    "bottom": "bbox-2",
-    "right": "bbox-3",
-}
+POSITIONS = ("centroid_y", "centroid_x", "top", "left", "bottom", "right")
 SHAPES = {
     "equivalent_diameter": "equivalent_diameter_area",
     "eccentricity": "eccentricity",
@@ -45,16 +38,16 @@ COLUMNS = ("image", "label", "score", "area", *POSITIONS, *SHAPES)
 
 
 def measure_cells(
-    labels: NDArray[Any], image: NDArray[Any], scores: NDArray[np.float64] | None = None, *, name: str = ""
+    labels: Pixels, image: Pixels, scores: NDArray[np.float64] | None = None, *, name: str = ""
 ) -> pd.DataFrame:
     """Measure every cell of a label image.
 
     Parameters
     ----------
-    labels : int (H, W)
-        Label image, 0 background; ids may be sparse.
-    image : ndarray (H, W) or (H, W, C)
-        Raw image.
+    labels : Pixels (H, W)
+        Label image of integers, 0 background; ids may be sparse. In memory or read by rectangle.
+    image : Pixels (H, W) or (H, W, C)
+        Raw image; likewise.
     scores : float64 (N,), optional
         One a cell, in order of ascending id; NaN where not given.
     name : str
@@ -75,35 +68,52 @@ def measure_cells(
         If the sizes differ, or there is not one score a cell.
     """
     import pandas as pd
+
+    if tuple(labels.shape) != tuple(image.shape[:2]):
+        raise CellsegError(f"{name or 'measure'}: labels are {labels.shape} but the image is {image.shape[:2]}")
+    parts = [_measure_block(block, np.asarray(image[block.place])) for block in cell_blocks(labels)]
+    if not parts:  # for the columns
+        nothing = CellBlock(0, 0, np.zeros((1, 1), np.int32), np.zeros(0, np.int64), np.zeros((0, 4), np.int64))
+        parts = [_measure_block(nothing, np.asarray(image[0:1, 0:1]))]
+    cells = pd.concat(parts, ignore_index=True).sort_values("label", ignore_index=True)
+    if scores is not None and len(scores) != len(cells):
+        raise CellsegError(f"{name or 'measure'}: wanted one score for each of {len(cells)} cells, got {len(scores)}")
+    cells.insert(0, "image", pd.Series([name] * len(cells), dtype="string"))
+    cells.insert(2, "score", np.full(len(cells), np.nan) if scores is None else scores)
+    return cells
+
+
+def _measure_block(block: CellBlock, image: NDArray[Any]) -> pd.DataFrame:
+    """Measure the cells of a block in its pixels; positions are those in the whole image."""
+    import pandas as pd
     from skimage.measure import regionprops_table
 
-    if labels.shape != image.shape[:2]:
-        raise CellsegError(f"{name or 'measure'}: labels are {labels.shape} but the image is {image.shape[:2]}")
-    ids, dense = with_small_ids(labels)
-    if scores is not None and len(scores) != len(ids):
-        raise CellsegError(f"{name or 'measure'}: wanted one score for each of {len(ids)} cells, got {len(scores)}")
+    labels = block.labels
+    if len(instance_areas(labels)[0]) > len(block.ids):
+        labels = np.where(np.isin(labels, block.ids), labels, 0)
     planes = np.atleast_3d(image)
     planes = planes.view(np.uint8) if planes.dtype == np.bool_ else planes
-    wanted = ("area", "centroid", "bbox", *SHAPES.values(), *(f"intensity_{kind}" for kind in INTENSITIES))
-    found = regionprops_table(dense, planes, properties=wanted)
+    wanted = ("area", "centroid", *SHAPES.values(), *(f"intensity_{kind}" for kind in INTENSITIES))
+    found = regionprops_table(with_small_ids(labels)[1], planes, properties=wanted)
     columns = {
-        "image": pd.Series([name] * len(ids), dtype="string"),
-        "label": ids,
-        "score": np.full(len(ids), np.nan) if scores is None else scores,
+        "label": block.ids,
         "area": found["area"].astype(np.int64),
+        "centroid_y": found["centroid-0"] + block.top,
+        "centroid_x": found["centroid-1"] + block.left,
     }
-    columns |= {ours: found[theirs] for ours, theirs in (POSITIONS | SHAPES).items()}
+    columns |= dict(zip(POSITIONS[2:], block.boxes.T, strict=True))
+    columns |= {ours: found[theirs] for ours, theirs in SHAPES.items()}
     for channel in range(planes.shape[2]):
         for kind in INTENSITIES:
             columns[f"intensity_{kind}_{channel}"] = found[f"intensity_{kind}-{channel}"].astype(np.float64)
     return pd.DataFrame(columns)
 
 
-def score_cells(labels: NDArray[Any], scores: NDArray[np.float64]) -> pd.DataFrame:
-    """Return the columns ``label`` and ``score`` alone; takes labels int ``(H, W)``, scores float64 ``(N,)`` by id."""
+def score_cells(labels: Pixels, scores: NDArray[np.float64]) -> pd.DataFrame:
+    """Return the columns ``label`` and ``score`` alone; takes labels ``(H, W)``, scores float64 ``(N,)`` by id."""
     import pandas as pd
 
-    return pd.DataFrame({"label": instance_areas(labels)[0], "score": scores})
+    return pd.DataFrame({"label": find_boxes(labels)[0], "score": scores})
 
 
 def check_table_path(path: str | Path) -> str:

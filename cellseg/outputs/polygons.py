@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.labels import instance_areas
+from cellseg.outputs.cells import Pixels, cell_blocks
 
 Ring = NDArray[np.int64]
 """Corners ``(x, y)`` of a closed line, int64 ``(N, 2)``; the first is not repeated. With y drawn downwards an outline
@@ -28,50 +28,31 @@ _LINES = np.array([0, 1, 1, 0, 1, 0, 2, 1, 1, 2, 0, 1, 0, 1, 1, 0])  # how many 
 _FALLING = 9  # the diagonal from above left to below right
 
 
-def cell_polygons(labels: NDArray[Any]) -> Iterator[tuple[int, list[Polygon]]]:
+def cell_polygons(labels: Pixels) -> Iterator[tuple[int, list[Polygon]]]:
     """Trace the cells of a label image one by one.
 
     Parameters
     ----------
-    labels : int (H, W)
-        Label image, 0 background; ids may be sparse.
+    labels : Pixels (H, W)
+        Label image of integers, 0 background; ids may be sparse.
 
     Yields
     ------
     id : int
-        Ascending.
+        Ascending for an array in memory; by blocks, and in them ascending, where the labels are read from a file.
     polygons : list of Polygon
-        One for each piece of the cell that is connected by pixel edges; at least one.
+        One for each piece of the cell that is connected by pixel edges; at least one. In pixels of the image.
 
     Notes
     -----
     Only the bounding box of one cell is looked at at a time, so a cell of a large image costs what it covers.
     """
-    for label, (rows, columns) in cell_boxes(labels):
-        polygons = trace(labels[rows, columns] == label)
-        corner = np.array([columns.start, rows.start])
-        yield label, [[ring + corner for ring in polygon] for polygon in polygons]
-
-
-def cell_boxes(labels: NDArray[Any]) -> Iterator[tuple[int, tuple[slice, slice]]]:
-    """Yield the id and the bounding box ``(rows, columns)`` of each cell of an int ``(H, W)`` image, ids ascending."""
-    from scipy.ndimage import find_objects
-
-    ids, small = with_small_ids(labels)
-    boxes = (box for box in find_objects(small) if box is not None)
-    yield from zip(ids.tolist(), boxes, strict=True)
-
-
-def with_small_ids(labels: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """Return the ids, ascending, and labels int ``(H, W)`` whose ids are in the same order and fit into a list.
-
-    They are the labels given, unless the largest id exceeds four times the number of pixels: SciPy's and
-    scikit-image's functions take memory for every id up to the largest.
-    """
-    ids = instance_areas(labels)[0]
-    if len(ids) and int(ids[-1]) > 4 * labels.size:
-        return ids, np.searchsorted(np.append(0, ids), labels).astype(np.int32)
-    return ids, labels
+    for block in cell_blocks(labels):
+        corner = np.array([block.top, block.left] * 2)
+        for label, box in zip(block.ids.tolist(), block.boxes, strict=True):
+            top, left, bottom, right = (box - corner).tolist()
+            polygons = trace(block.labels[top:bottom, left:right] == label)
+            yield label, [[ring + box[1::-1] for ring in polygon] for polygon in polygons]
 
 
 def trace(mask: NDArray[np.bool_]) -> list[Polygon]:

@@ -8,12 +8,13 @@ Coordinates are pixel corners: ImageJ takes pixel (0, 0) for the square from (0,
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.files import atomic_path
+from cellseg.outputs.cells import Pixels
 from cellseg.outputs.polygons import Polygon, Ring, cell_polygons
 
 if TYPE_CHECKING:
@@ -24,20 +25,20 @@ SUFFIX = ".rois.zip"
 _MOVE, _LINE, _CLOSE = 0.0, 1.0, 4.0  # commands of java.awt.geom.PathIterator
 
 
-def write_rois(path: str | Path, labels: NDArray[Any]) -> int:
+def write_rois(path: str | Path, labels: Pixels) -> int:
     """Write the cells of a label image as a zip of ImageJ ROIs, atomically.
 
     Parameters
     ----------
     path : str or Path
         Final file, ending in ``.zip``.
-    labels : int (H, W)
-        Label image, 0 background.
+    labels : Pixels (H, W)
+        Label image of integers, 0 background.
 
     Returns
     -------
     int
-        Number of cells. Each ROI is named after its id, with leading zeros so that names sort. An image without
+        Number of cells. Each ROI is named after its id, with leading zeros up to six digits so that names sort. An image without
         cells gives an empty zip, which ImageJ does not open.
 
     Raises
@@ -47,11 +48,10 @@ def write_rois(path: str | Path, labels: NDArray[Any]) -> int:
     """
     import zipfile
 
-    digits = len(str(int(labels.max(initial=0))))
     count = 0
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for label, polygons in cell_polygons(labels):
-            name = f"{label:0{digits}d}"
+            name = f"{label:06d}"
             entry = zipfile.ZipInfo(f"{name}.roi")  # of a fixed date, so that the same cells give the same file
             archive.writestr(entry, to_roi(polygons, name).tobytes(), zipfile.ZIP_DEFLATED)
             count += 1

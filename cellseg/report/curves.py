@@ -8,16 +8,20 @@ from typing import Any
 
 import numpy as np
 
+from cellseg.report.looks import CRITERIA, SHOWN
 from cellseg.report.runs import Method, log_series
 from cellseg.report.words import number
 
 QUANTITIES = (
-    ("Loss", ("loss",), "What training lowers; each run on its own images."),
-    ("Validation F1@0.5", ("val_f1",), "Of the weights that would be handed out."),
-    ("Distance from the start", ("distance", "l2sp_distance"), "‖w − w⁰‖ / ‖w⁰‖: what L2-SP holds small."),
-    ("Consistency loss", ("consistency",), "Student against teacher on unlabelled images."),
+    ("Loss", ("loss",), "What training lowers; each run on its own images.", None),
+    ("Validation F1@0.5", ("val_f1",), "Of the weights that would be handed out.", 1.0),
+    ("Distance from the start", ("distance", "l2sp_distance"), "‖w − w⁰‖ / ‖w⁰‖: what L2-SP holds small.", None),
+    ("Consistency loss", ("consistency",), "Student against teacher on unlabelled images.", None),
+    *((f"Criterion {name}", (name,), f"{SHOWN[name]}.", 1.0) for name in CRITERIA),
+    ("Cells", ("cells",), f"{SHOWN['cells']}.", None),
 )
-"""Heading, keys of the log of which the first present is drawn, and explanation."""
+"""Heading, keys of the log of which the first present is drawn, explanation, and the top of the axis where it is
+fixed."""
 
 MAX_POINTS = 300
 """Longer curves are averaged in as many bins."""
@@ -30,11 +34,12 @@ def make_charts(methods: Sequence[Method]) -> list[dict[str, Any]]:
     -------
     list of dict
         ``title``, ``about``, ``top`` and ``middle`` (labels of the axis, which starts at 0), ``steps`` (its length),
-        ``lines`` of ``method`` and ``path`` (SVG path data in a square of 100, y down), ``ends`` of ``method``,
-        ``name`` and ``last`` (the last value, a mean over seeds), and ``spoken`` for those who cannot see it.
+        ``lines`` of ``method`` and ``path`` (SVG path data in a square of 100, y down), ``marks`` of ``method`` and
+        ``x`` (the step handed out), ``ends`` of ``method``, ``name`` and ``last`` (the last value, a mean over
+        seeds), and ``spoken`` for those who cannot see it.
     """
     charts = []
-    for title, keys, about in QUANTITIES:
+    for title, keys, about, top in QUANTITIES:
         curves = []
         for place, method in enumerate(methods):
             for run in method.runs:
@@ -42,14 +47,30 @@ def make_charts(methods: Sequence[Method]) -> list[dict[str, Any]]:
                 if series:
                     curves.append((place, run.seed, method.name, series))
         if curves:
-            charts.append({"title": title, "about": about, **_chart(curves, title)})
+            chart = _chart(curves, title, top)
+            steps = max(series[-1][0] for _, _, _, series in curves)
+            charts.append({"title": title, "about": about, "marks": _marks(methods, steps), **chart})
     return charts
 
 
-def _chart(curves: Sequence[tuple[int, int | None, str, list[tuple[float, float]]]], title: str) -> dict[str, Any]:
+def _marks(methods: Sequence[Method], steps: float) -> list[dict[str, Any]]:
+    """Mark the step that each adaptation handed out, where it is known."""
+    chosen = [
+        (place, run.summary.get("chosen_step"))
+        for place, method in enumerate(methods)
+        for run in method.runs
+        if "decision" in run.summary
+    ]
+    found = dict.fromkeys((place, step) for place, step in chosen if isinstance(step, int) and 0 <= step <= steps)
+    return [{"method": place, "x": f"{100 * step / steps:.4g}", "step": step} for place, step in found]
+
+
+def _chart(
+    curves: Sequence[tuple[int, int | None, str, list[tuple[float, float]]]], title: str, top: float | None
+) -> dict[str, Any]:
     steps = max(series[-1][0] for _, _, _, series in curves)
     highest = max(value for _, _, _, series in curves for _, value in series)
-    top = 1.0 if title.startswith("Validation") else round_up(highest)
+    top = top or round_up(highest)
     lines, spoken = [], []
     last: dict[tuple[int, str], list[float]] = {}
     for place, seed, name, series in curves:
@@ -133,3 +154,52 @@ def place_dots(values: Sequence[float]) -> list[tuple[str, str]]:
         level = min(count // 2, 4) * (-1 if count % 2 == 0 else 1)
         dots.append((f"{100 * value:.1f}%", str(5 * level)))
     return dots
+
+
+def draw_bars(values: Sequence[Sequence[float | None]]) -> list[dict[str, Any]]:
+    """Place bars side by side: for every layer one of each method, in a square of 100, y down.
+
+    Parameters
+    ----------
+    values : sequence of sequences
+        For each layer the value of each method, None where it has none.
+
+    Returns
+    -------
+    list of dict
+        ``layer`` and ``method`` (places), ``x``, ``y``, ``width`` and ``height``; the highest bar is 100.
+
+    Examples
+    --------
+    >>> [(bar["x"], bar["y"], bar["width"]) for bar in draw_bars([[0.5], [1.0]])]
+    [('5', '50', '40'), ('55', '0', '40')]
+    """
+    top = max((value for layer in values for value in layer if value is not None), default=0.0) or 1.0
+    slot = 100 / max(1, len(values))
+    bars = []
+    for place, layer in enumerate(values):
+        width = 0.8 * slot / max(1, len(layer))
+        for method, value in enumerate(layer):
+            if value is not None:
+                height = 100 * value / top
+                x = (place + 0.1) * slot + method * width
+                sizes = {"x": x, "y": 100 - height, "width": width, "height": height}
+                bars.append({"layer": place, "method": method} | {key: f"{size:.4g}" for key, size in sizes.items()})
+    return bars
+
+
+LEVELS = "▁▂▃▄▅▆▇█"
+
+
+def sparkline(values: Sequence[float], width: int = 24) -> str:
+    """Draw a curve in one line of text, from its lowest value to its highest; empty without values.
+
+    Examples
+    --------
+    >>> sparkline([0, 1, 2, 7])
+    '▁▂▃█'
+    """
+    shown = [value for _, value in thin_out([(0.0, float(value)) for value in values], width)]
+    low, high = min(shown, default=0.0), max(shown, default=0.0)
+    size = (high - low) or 1.0
+    return "".join(LEVELS[round((value - low) / size * (len(LEVELS) - 1))] for value in shown)

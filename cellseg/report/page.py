@@ -8,40 +8,29 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cellseg
 from cellseg.core import CellsegError
 from cellseg.files import write_text
-from cellseg.metrics.scores import SPANS, aggregate, image_values
-from cellseg.report.curves import make_charts, place_dots
-from cellseg.report.runs import Method, Run, differing, flatten, list_evaluations, read_methods
-from cellseg.report.views import make_views
-from cellseg.report.words import (
-    counted,
-    mean_f1,
-    measure_change,
-    number,
-    say_caveats,
-    say_change,
-    say_origin,
-)
-
-if TYPE_CHECKING:
-    import pandas as pd
+from cellseg.report.changes import MEASURES, Change, list_losses, measure_change
+from cellseg.report.curves import draw_bars, make_charts, plain
+from cellseg.report.distances import mean_distance
+from cellseg.report.facts import provenance, settings, shown, without_places
+from cellseg.report.figures import describe_set
+from cellseg.report.looks import compare_looks, make_scatters
+from cellseg.report.runs import Method, list_evaluations, read_methods
+from cellseg.report.start import UNSCORED, with_start
+from cellseg.report.views import compare_cells, make_views
+from cellseg.report.words import counted, number, say_caveats, say_cells, say_change, say_decisions, say_origin
 
 MAX_METHODS = 6
 """As many as there are colours that everyone can tell apart."""
 
 COLOUR_NAMES = ("orange", "blue", "pink", "green", "yellow", "red")
-
-MAX_ROWS = 2000
-"""Images listed for one evaluation set, the worst first."""
 
 
 def write_page(
@@ -58,7 +47,8 @@ def write_page(
     ----------
     runs : sequence of str or Path
         Run folders with scores, the one before adaptation first and the one after last; seeds of one run
-        (``X/s0 X/s1``, or ``X``) are taken together.
+        (``X/s0 X/s1``, or ``X``) are taken together. One adaptation alone is shown beside its start, and without
+        scores if it names nothing to score.
     path : str or Path
         HTML file.
     evaluation : str, optional
@@ -82,30 +72,37 @@ def write_page(
     path = Path(path)
     if path.suffix.lower() not in {".html", ".htm"}:
         raise CellsegError(f"{path}: a report is written as .html, or as .png for a picture alone")
-    methods = read_methods([Path(run) for run in runs])
+    given = read_methods([Path(run) for run in runs])
+    methods = with_start(given)
     if len(methods) > MAX_METHODS:
         raise CellsegError(f"a page shows at most {MAX_METHODS} different runs, but got {len(methods)}")
     evaluations = list_evaluations(methods)
     if evaluation is not None:
         if evaluation not in evaluations:
-            raise CellsegError(f"no scores of evaluation set '{evaluation}'; there are: {', '.join(evaluations)}")
+            there = ", ".join(evaluations) or "none"
+            raise CellsegError(f"no scores of evaluation set '{evaluation}'; there are: {there}")
         evaluations = [evaluation]
-    write_text(path, render_page(methods, evaluations, images=images, title=title))
+    for method in given:
+        if evaluations and not any(run.scores for run in method.runs):
+            folder = method.first.folder
+            raise CellsegError(f"{folder}: names nothing to score, so it is reported alone: cellseg report {folder}")
+    command = " ".join(["cellseg report", *(shown(run.folder) for method in given for run in method.runs)])
+    write_text(path, render_page(methods, evaluations, images=images, title=title, command=command))
     return path
 
 
 def render_page(
-    methods: Sequence[Method], evaluations: Sequence[str], *, images: int = 3, title: str | None = None
+    methods: Sequence[Method],
+    evaluations: Sequence[str],
+    *,
+    images: int = 3,
+    title: str | None = None,
+    command: str = "cellseg report",
 ) -> str:
-    """Return the HTML of a report; see :func:`write_page`."""
+    """Return the HTML of a report; see :func:`write_page`. ``command`` is what made it."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    changes = [
-        [change for method in methods[1:] if (change := measure_change(methods[0], method, name)) is not None]
-        for name in evaluations
-    ]
-    views, notes = make_views(methods, evaluations, images)
     environment = Environment(
         loader=PackageLoader("cellseg.report"),
         autoescape=True,
@@ -114,31 +111,101 @@ def render_page(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"number": number, "counted": counted, "breakable": breakable}
+    environment.filters |= {"number": number, "counted": counted, "breakable": breakable, "plain": plain}
     environment.filters["role"] = lambda place: role(place, len(methods))
     script = _template_text("page.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page: str = environment.get_template("page.html.jinja").render(
         title=title or " → ".join(filter(None, [methods[0].name, ", ".join(method.name for method in methods[1:])])),
         style=Markup(_template_text("page.css")),
         script=Markup(script),
-        script_hash=digest,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         methods=methods,
         colours=COLOUR_NAMES,
-        origin=say_origin(methods),
-        changes=[say_change(of_set, methods[0].name) for of_set in changes if of_set],
-        caveats=say_caveats(methods, evaluations, [change for of_set in changes for change in of_set]),
-        sets=[_describe_set(methods, name) for name in evaluations],
-        views=views,
-        notes=[_without_places(note) for note in notes],
-        charts=make_charts(methods),
-        distances=_distances(methods),
-        settings=_settings(methods),
-        provenance=[_provenance(method, run) for method in methods for run in method.runs],
         version=cellseg.__version__,
-        command="cellseg report " + " ".join(_shown(run.folder) for method in methods for run in method.runs),
+        command=command,
+        **_scores(methods, evaluations),
+        **_pictures(methods, evaluations, images),
+        **_training(methods),
+        settings=settings(methods),
+        provenance=[provenance(method, run) for method in methods for run in method.runs],
     )
     return page
+
+
+def _scores(methods: Sequence[Method], evaluations: Sequence[str]) -> dict[str, Any]:
+    """Gather what was said and measured: sentences, gains, losses, and the figures of every set."""
+    changes = {name: _changes(methods, name, "F1@0.5") for name in evaluations}
+    after = methods[1:] or methods
+    decisions = [(method.name if len(after) > 1 else "", line) for method in after for line in say_decisions(method)]
+    return {
+        "origin": say_origin(methods),
+        "decisions": [(name, without_places(line)) for name, line in decisions],
+        "changes": [say_change(of_set, methods[0].name) for of_set in changes.values() if of_set],
+        "caveats": say_caveats(methods, evaluations, [change for of_set in changes.values() for change in of_set]),
+        "gains": [
+            (name, [(word, of_set if word == "F1@0.5" else _changes(methods, name, word)) for word in MEASURES])
+            for name, of_set in changes.items()
+            if of_set
+        ],
+        "losses": [loss for name in evaluations for loss in list_losses(methods, name)],
+        "sets": [describe_set(methods, name) for name in evaluations],
+    }
+
+
+def _changes(methods: Sequence[Method], evaluation: str, measure: str) -> list[Change]:
+    found = (measure_change(methods[0], method, evaluation, measure) for method in methods[1:])
+    return [change for change in found if change is not None]
+
+
+def _pictures(methods: Sequence[Method], evaluations: Sequence[str], count: int) -> dict[str, Any]:
+    """Gather the images: of the sets that are scored or, where there are none, of those that nobody labelled."""
+    shown_sets = list(evaluations) or [UNSCORED]
+    views, notes = make_views(methods, shown_sets, count)
+    try:
+        cells = [] if evaluations else compare_cells(methods)
+    except CellsegError:  # the notes say why
+        cells = []
+    return {
+        "views": views,
+        "view_places": {(view.evaluation, view.image): place for place, view in enumerate(views, start=1)},
+        "notes": [without_places(note) for note in notes],
+        "shown_sets": shown_sets,
+        "cells": cells,
+        "said_of_cells": say_cells(methods, cells),
+    }
+
+
+def _training(methods: Sequence[Method]) -> dict[str, Any]:
+    """Gather what happened on the way: curves, label-free criteria, and how far every layer moved."""
+    after = [(place, method) for place, method in enumerate(methods) if place or len(methods) == 1]
+    looks = [(place, found) for place, method in after if (found := compare_looks(method))]
+    return {
+        "charts": make_charts(methods),
+        "scatters": make_scatters(methods),
+        "looks": looks,
+        "moved": _moved(after),
+    }
+
+
+def _moved(after: Sequence[tuple[int, Method]]) -> dict[str, Any]:
+    """Gather the distance from the start of each method that has one: in all, and bars layer by layer."""
+    known = [(place, distance) for place, method in after if (distance := mean_distance(method)) is not None]
+    noted = [
+        (place, [float(value) for run in method.runs if isinstance(value := run.summary.get("distance"), int | float)])
+        for place, method in after
+        if place not in dict(known)
+    ]
+    layers = list(dict.fromkeys(layer for _, distance in known for layer in distance.layers))
+    values = [[distance.layers.get(layer) for _, distance in known] for layer in layers]
+    whole = [(place, distance.whole) for place, distance in known]
+    whole += [(place, sum(values) / len(values)) for place, values in noted if values]
+    return {
+        "whole": sorted(whole),
+        "places": [place for place, _ in known],
+        "layers": list(zip(layers, values, strict=True)),
+        "bars": draw_bars(values),
+        "top": max((value for layer in values for value in layer if value is not None), default=0.0),
+    }
 
 
 def _template_text(name: str) -> str:
@@ -157,160 +224,3 @@ def breakable(name: str) -> str:
     from markupsafe import Markup, escape
 
     return escape(name).replace("_", Markup("_<wbr>"))
-
-
-# ---- figures of one evaluation set
-
-
-def _describe_set(methods: Sequence[Method], name: str) -> dict[str, Any]:
-    """Gather what the page shows of one evaluation set: rows of the table, dots, groups, and every image."""
-    tables = [method.scores(name) for method in methods]
-    some = next(table for per_seed in tables for table in per_seed)
-    images = some.drop_duplicates("image")
-    words = sorted({" ".join(filter(None, pair)) for pair in images[["dataset", "split"]].itertuples(index=False)})
-    listed = _list_images(methods, name)
-    return {
-        "name": name,
-        "about": ", ".join(filter(None, words)),
-        "n_images": len(images),
-        "n_true": int(images["n_true"].sum()),
-        "rule": "+".join(sorted(some["rule"].unique())),
-        "rows": [_figures(per_seed) for per_seed in tables],
-        "dots": [_dots(per_seed) for per_seed in tables],
-        "means": [mean_f1(method, name) for method in methods],
-        "groups": _groups(tables),
-        "images": listed[:MAX_ROWS],
-        "n_listed": len(listed),
-    }
-
-
-def _figures(tables: Sequence[pd.DataFrame]) -> dict[str, str] | None:
-    """Return the cells of one row of the table, each a mean over seeds, or None without scores."""
-    if not tables:
-        return None
-    span = SPANS["_50_90"] if all(set(table["threshold"]).issuperset(SPANS["_50_90"]) for table in tables) else None
-    row = {
-        statistic: _over_seeds([aggregate(table, "f1", (0.5,), statistic) for table in tables])
-        for statistic in ("mean", "median", "pooled")
-    }
-    row["span"] = _over_seeds([aggregate(table, "f1", span, "mean") for table in tables]) if span else number(None)
-    row["seeds"] = str(len(tables))
-    return row
-
-
-def _over_seeds(values: Sequence[float]) -> str:
-    spread = f" ± {number(statistics.stdev(values))}" if len(values) > 1 else ""
-    return number(statistics.fmean(values)) + spread
-
-
-def _dots(tables: Sequence[pd.DataFrame]) -> list[tuple[str, str]]:
-    return place_dots([float(value) for value in image_values(tables[0], "f1", (0.5,))]) if tables else []
-
-
-def _groups(tables: Sequence[Sequence[pd.DataFrame]]) -> list[dict[str, Any]]:
-    """Return mean F1 of every group, where there are several; over the seeds as well."""
-    shown = [table for per_seed in tables for table in per_seed]
-    names = sorted({group for table in shown for group in table["group"].unique() if group})
-    if len(names) < 2:
-        return []
-    rows = []
-    for name in names:
-        parts = [[table[table["group"] == name] for table in per_seed] for per_seed in tables]
-        values = [_over_seeds([aggregate(p, "f1", (0.5,), "mean") for p in part]) if part else "–" for part in parts]
-        count = max(part["image"].nunique() for per_seed in parts for part in per_seed)
-        rows.append({"name": name, "n_images": int(count), "values": values})
-    return rows
-
-
-def _list_images(methods: Sequence[Method], name: str) -> list[dict[str, Any]]:
-    """List every image of a set with the F1 of each method's first seed, the last method's worst first."""
-    firsts = [method.scores(name)[0] if method.scores(name) else None for method in methods]
-    values = [_by_image(table) for table in firsts]
-    facts: dict[str, dict[str, Any]] = {}
-    for table in firsts:
-        if table is not None:
-            for row in table.drop_duplicates("image").to_dict("records"):
-                fact = facts.setdefault(row["image"], {"image": row["image"], "group": row["group"], "status": ""})
-                fact["n_true"], fact["n_pred"] = int(row["n_true"]), int(row["n_pred"])
-                fact["status"] = "" if row["status"] == "ok" else row["status"]
-    for image, fact in facts.items():
-        fact["f1"] = [found.get(image) for found in values]
-        first, last = fact["f1"][0], fact["f1"][-1]
-        fact["change"] = last - first if len(methods) > 1 and first is not None and last is not None else None
-    return sorted(facts.values(), key=lambda fact: (fact["f1"][-1] is None, fact["f1"][-1] or 0, fact["image"]))
-
-
-def _by_image(scores: pd.DataFrame | None) -> dict[str, float]:
-    return {} if scores is None else {str(key): float(f1) for key, f1 in image_values(scores, "f1", (0.5,)).items()}
-
-
-# ---- provenance
-
-
-def _distances(methods: Sequence[Method]) -> list[tuple[str, str]]:
-    """Return how far each method ended from where it started, for those that noted it."""
-    found = []
-    for method in methods:
-        values = [run.summary.get("distance") for run in method.runs]
-        numbers = [float(value) for value in values if isinstance(value, int | float)]
-        if numbers:
-            found.append((method.name, _over_seeds(numbers)))
-    return found
-
-
-def _settings(methods: Sequence[Method]) -> list[tuple[str, list[str]]]:
-    """Return the settings in which the methods differ, key by key."""
-    tables = [flatten(m.first.config.model_dump(mode="json")) if m.first.config else {} for m in methods]
-    known = [table for table in tables if table]
-    return [(key, [_word(table.get(key)) if table else "?" for table in tables]) for key in differing(known)]
-
-
-def _provenance(method: Method, run: Run) -> dict[str, Any]:
-    rules = {str(rule) for table in run.scores.values() for rule in table["rule"].unique()}
-    facts: dict[str, Any] = {"folder": _shown(run.folder), "seed": "not known" if run.seed is None else run.seed}
-    facts |= {"rule": ", ".join(sorted(rules))} | flatten(run.summary)
-    return {
-        "name": method.name,
-        "seed": run.seed,
-        "facts": [(key.replace("_", " "), _word(value)) for key, value in facts.items()],
-        "config": _without_places(run.config.model_dump_json(indent=2)) if run.config else "",
-    }
-
-
-def _shown(path: Path) -> str:
-    """Return a path without the folders of one machine: relative to here, or its last two parts."""
-    absolute = path.resolve()
-    here = Path.cwd().resolve()
-    return (absolute.relative_to(here) if absolute.is_relative_to(here) else Path(*absolute.parts[-2:])).as_posix()
-
-
-def _word(value: Any) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, Mapping | list):
-        return _selections(value) if isinstance(value, list) else json.dumps(value)
-    return _without_places(str(value))
-
-
-def _without_places(text: str) -> str:
-    """Shorten paths in a text that will be shown to others: nothing above this folder, nobody's home."""
-    for place, short in ((Path.cwd(), ""), (Path.home(), "~/")):
-        if len(place.parts) > 1:
-            text = text.replace(f"{place}/", short)
-    return text
-
-
-def _selections(values: Sequence[Any]) -> str:
-    """Write a list; the image selections of a configuration in a form that can be read."""
-    if not values:
-        return "none"
-    if not all(isinstance(value, Mapping) for value in values):
-        return ", ".join(map(str, values))
-    return "; ".join(
-        ", ".join(f"{key} {_word(part)}" for key, part in value.items() if part not in (None, [], ()))
-        for value in values
-    )

@@ -1,7 +1,7 @@
 """Read what run folders hold, forgiving of what is not there: a report says so instead of failing.
 
 Runs whose folders are the seeds ``s0``, ``s1``, … of one parent are one method. What is required is one score
-table at least; configuration, summary, log and predictions may be absent.
+table at least, or the configuration of an adaptation that names nothing to score; the rest may be absent.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,8 @@ class Run:
         Lines of ``log.jsonl``; lines that are no JSON object are left out.
     scores : dict of str to DataFrame
         A score table for each evaluation set.
+    homes : dict of str to Path
+        Folders, other than ``folder``, that hold the scores and predictions of an evaluation set.
     """
 
     folder: Path
@@ -52,6 +54,16 @@ class Run:
     summary: Mapping[str, Any]
     log: Sequence[Mapping[str, Any]]
     scores: Mapping[str, pd.DataFrame]
+    homes: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def start(self) -> str | None:
+        """What it was trained on from, as its configuration says; None from scratch or without a configuration."""
+        return self.config.train.init if self.config is not None else None
+
+    def predictions(self, evaluation: str) -> Path:
+        """Return the folder of the label images of an evaluation set."""
+        return self.homes.get(evaluation, self.folder) / "predictions" / evaluation
 
 
 @dataclass(frozen=True)
@@ -124,15 +136,22 @@ def _seed_of(folder: Path) -> int | None:
     return int(found[1]) if found else None
 
 
-def read_folder(folder: Path) -> Run:
-    """Read one run folder; raises CellsegError where it has no scores or a file in it cannot be read."""
+def read_folder(folder: Path, *, scored: bool = True) -> Run:
+    """Read one run folder.
+
+    Raises
+    ------
+    CellsegError
+        If a file in it cannot be read, or with ``scored`` if it has no scores, unless it is an adaptation that names
+        nothing to score.
+    """
     tables = sorted([*(folder / "scores").glob("*.csv"), *(folder / "scores").glob("*.parquet")])
-    if not tables:
-        raise CellsegError(f"{folder}: holds no scores; make them with 'cellseg evaluate {folder}'")
     try:
         config = read_run(folder / "config.json")
     except CellsegError:
         config = None
+    if scored and not tables and not (config and is_label_free(config)):
+        raise CellsegError(f"{folder}: holds no scores; make them with 'cellseg evaluate {folder}'")
     seed = _seed_of(folder)
     return Run(
         folder=folder,
@@ -143,6 +162,11 @@ def read_folder(folder: Path) -> Run:
         log=list(_read_log(folder / "log.jsonl")),
         scores={path.stem: read_scores(path) for path in tables},
     )
+
+
+def is_label_free(config: RunConfig) -> bool:
+    """Whether a run started from other weights and names no labelled images to score."""
+    return config.train.init is not None and not config.data.evaluate
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -184,7 +208,7 @@ def read_records(run: Run, evaluation: str) -> dict[str, Record]:
     CellsegError
         If neither the run nor its configuration names an index, or a file of it is gone.
     """
-    noted = run.folder / "predictions" / evaluation / "index.csv"
+    noted = run.predictions(evaluation) / "index.csv"
     if noted.is_file():
         return {record.id: record for record in read_index(noted)}
     chosen = next((s for s in run.config.data.evaluate if s.name == evaluation), None) if run.config else None

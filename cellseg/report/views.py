@@ -1,43 +1,31 @@
-"""Images of the page: chosen by score, made small, with every outline as a vector path of its own.
+"""Images of the page: of every evaluation set the worst, the best, and those that lost most.
 
-Outlines run through the centres of the cells' border pixels, so that neighbours stay apart, and are simplified
-by less than a pixel. What this gives up: a whole slide is shown whole, and its cells are then specks.
+Where nothing is scored, those are shown whose cells changed most from the first method to the last.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from cellseg.config import NormalizeConfig
 from cellseg.core import CellsegError, Labels, Record
-from cellseg.images import normalize, read_image, read_labels, to_three_channels
-from cellseg.labels import count_instances, instance_areas
+from cellseg.images import read_image, read_labels
+from cellseg.labels import count_instances
+from cellseg.metrics import match
 from cellseg.metrics.scores import image_values
+from cellseg.report.changes import list_losses
+from cellseg.report.drawing import MAX_SIDE, TOLERANCE, encode_image, trace_outlines
 from cellseg.report.runs import Method, read_records
+from cellseg.report.start import UNSCORED
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MAX_SIDE = 1000
-"""Longest side of an image in the page, in pixels."""
-
 MAX_BYTES = 4_200_000
 """Of all images and outlines together, so that a page stays below 5 MB."""
-
-DISPLAY = NormalizeConfig(low=0.5, high=99.8)
-"""Grey values shown as black and white: milder than what a network is fed."""
-
-TOLERANCE = 0.6
-"""How far a simplified outline may lie from the traced one, in pixels of the page."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +57,15 @@ class View:
     Attributes
     ----------
     image, group, evaluation, rank : str
-        Which image it is, and why it is shown (``worst``, ``median``, ``best`` or its rank).
+        Which image it is, and why it is shown (``worst``, ``median``, ``best`` or its rank, ``largest loss``).
     width, height : int
         Size of the file in pixels; the coordinates of all paths.
     uri : str
         The picture itself, as a data URI.
     truth : str
         Outlines of the true cells.
-    n_true : int
-        Number of true cells.
+    n_true : int or None
+        Number of true cells; None where they are not known.
     panels : tuple of Panel
         One for each method; without outlines where it has no usable prediction.
     """
@@ -90,7 +78,7 @@ class View:
     height: int
     uri: str
     truth: str
-    n_true: int
+    n_true: int | None
     panels: tuple[Panel, ...]
 
     @property
@@ -100,16 +88,16 @@ class View:
 
 
 def make_views(methods: Sequence[Method], evaluations: Sequence[str], count: int) -> tuple[list[View], list[str]]:
-    """Choose and read the images of a report: of every evaluation set the worst, the best and some between.
+    """Choose and read the images of a report: of every set the worst, the best, some between and the largest losses.
 
     Parameters
     ----------
     methods : sequence of Method
-        The last one's scores choose.
+        The last one's scores choose, and what it lost against the first.
     evaluations : sequence of str
-        Evaluation sets.
+        Evaluation sets, or :data:`cellseg.report.start.UNSCORED`.
     count : int
-        Images of each set; 0 for none.
+        Images of each set, and as many again of those that lost most; 0 for none.
 
     Returns
     -------
@@ -121,11 +109,11 @@ def make_views(methods: Sequence[Method], evaluations: Sequence[str], count: int
     views: list[View] = []
     notes: list[str] = []
     room = MAX_BYTES
-    wanted = {name: pick_images(_values(methods[-1], name), count) for name in evaluations}
     records = {name: _records(methods, name, notes) for name in evaluations}
-    for place in range(count):
+    wanted = {name: _choose(methods, name, count) if records[name] else [] for name in evaluations}
+    for place in range(max(map(len, wanted.values()), default=0)):
         for name in evaluations:
-            if place >= len(wanted[name]) or not records[name]:
+            if place >= len(wanted[name]):
                 continue
             rank, image = wanted[name][place]
             try:
@@ -140,6 +128,13 @@ def make_views(methods: Sequence[Method], evaluations: Sequence[str], count: int
                 notes.append(f"{image} is not shown: the page would grow beyond 5 MB")
     views.sort(key=lambda view: evaluations.index(view.evaluation))
     return views, notes
+
+
+def _choose(methods: Sequence[Method], evaluation: str, count: int) -> list[tuple[str, str]]:
+    if evaluation == UNSCORED:
+        return pick_changed(compare_cells(methods), count)
+    losses = list_losses(methods, evaluation, count)
+    return add_losses(pick_images(_values(methods[-1], evaluation), count), [loss.image for loss in losses])
 
 
 def _values(method: Method, evaluation: str) -> pd.Series[float] | None:
@@ -180,24 +175,90 @@ def pick_images(values: pd.Series[float] | None, count: int) -> list[tuple[str, 
     return [(names.get(place, f"rank {place + 1} of {len(order)}"), order[place]) for place in places]
 
 
+def add_losses(chosen: Sequence[tuple[str, str]], lost: Sequence[str]) -> list[tuple[str, str]]:
+    """Add the images that lost most, the largest loss first, to those chosen; one that is both is shown once.
+
+    Examples
+    --------
+    >>> add_losses([("worst", "a"), ("best", "b")], ["c", "a"])
+    [('worst and loss no. 2', 'a'), ('best', 'b'), ('largest loss', 'c')]
+    """
+    words = ["largest loss", *(f"loss no. {place}" for place in range(2, len(lost) + 1))][: len(lost)]
+    names = dict(zip(lost, words, strict=True))
+    known = [(" and ".join(filter(None, (rank, names.pop(image, "")))), image) for rank, image in chosen]
+    return [*known, *((word, image) for image, word in names.items())]
+
+
+@dataclass(frozen=True)
+class CellCount:
+    """Cells found in an image that nobody labelled.
+
+    Attributes
+    ----------
+    image, group : str
+        Which image.
+    counts : tuple of int or None
+        Number of cells of each method; None without a prediction.
+    agreement : float or None
+        F1 at IoU 0.5 of the last method's cells against the first's, 1 where neither has any; None where it is
+        alone or one has no prediction.
+    """
+
+    image: str
+    group: str
+    counts: tuple[int | None, ...]
+    agreement: float | None
+
+
+def compare_cells(methods: Sequence[Method]) -> list[CellCount]:
+    """Count the cells of the first seeds in the images that nobody labelled, those that changed most first.
+
+    Raises
+    ------
+    CellsegError
+        If the images are not known.
+    """
+    found = []
+    for record in read_records(methods[-1].first, UNSCORED).values():
+        shape = (record.height, record.width)
+        paths = [method.first.predictions(UNSCORED) / f"{record.id}.tif" for method in methods]
+        labels = [_prediction(path, shape) for path in paths]
+        counts = tuple(None if each is None else count_instances(each) for each in labels)
+        agreement = None
+        if len(labels) > 1 and labels[0] is not None and labels[-1] is not None:
+            f1 = match(labels[0], labels[-1], thresholds=(0.5,))[0].f1
+            agreement = 1.0 if math.isnan(f1) else f1
+        found.append(CellCount(record.id, record.group, counts, agreement))
+    return sorted(found, key=lambda each: (each.agreement is None, each.agreement or 0, each.image))
+
+
+def pick_changed(cells: Sequence[CellCount], count: int) -> list[tuple[str, str]]:
+    """Choose images spread evenly from the one that changed most to the one that changed least."""
+    count = min(count, len(cells))
+    last = len(cells) - 1
+    places = [last * step // max(1, count - 1) for step in range(count)]
+    names = {last: "changed least", 0: "changed most"} if cells and cells[0].agreement is not None else {}
+    return [(names.get(place, f"image {place + 1} of {len(cells)}"), cells[place].image) for place in places]
+
+
 def make_view(methods: Sequence[Method], evaluation: str, record: Record, rank: str) -> View:
-    """Read one image, its truth and every method's prediction; one that is not usable has no outlines.
+    """Read one image, its truth if it is scored, and every method's prediction; an unusable one has no outlines.
 
     Raises
     ------
     CellsegError
         If the image or its truth cannot be read.
     """
-    if record.labels is None:
+    if record.labels is None and evaluation != UNSCORED:
         raise CellsegError(f"{record.image}: has no labels")
     image = read_image(record.image)
-    labels_true = read_labels(record.labels)
+    labels_true = read_labels(record.labels) if record.labels is not None and evaluation != UNSCORED else None
     height, width = image.shape[:2]
     tolerance = TOLERANCE * max(1.0, max(height, width) / MAX_SIDE)
     panels = []
     for place, method in enumerate(methods):
         values = _values(method, evaluation)
-        labels = _prediction(method.first.folder / "predictions" / evaluation / f"{record.id}.tif", (height, width))
+        labels = _prediction(method.first.predictions(evaluation) / f"{record.id}.tif", (height, width))
         path = "" if labels is None else trace_outlines(labels, tolerance)
         f1 = math.nan if values is None else float(values.get(record.id, math.nan))
         panels.append(Panel(place, path, 0 if labels is None else count_instances(labels), f1))
@@ -209,8 +270,8 @@ def make_view(methods: Sequence[Method], evaluation: str, record: Record, rank: 
         width=width,
         height=height,
         uri=encode_image(image),
-        truth=trace_outlines(labels_true, tolerance),
-        n_true=count_instances(labels_true),
+        truth="" if labels_true is None else trace_outlines(labels_true, tolerance),
+        n_true=None if labels_true is None else count_instances(labels_true),
         panels=tuple(panels),
     )
 
@@ -221,83 +282,3 @@ def _prediction(path: Path, shape: tuple[int, int]) -> Labels | None:
     except CellsegError:  # the score table names it, with its status
         return None
     return labels if labels.shape == shape else None
-
-
-def encode_image(image: NDArray[Any], max_side: int = MAX_SIDE) -> str:
-    """Return an image as a data URI, small enough for a page.
-
-    Parameters
-    ----------
-    image : ndarray (H, W) or (H, W, C)
-        Raw values. Colour of 8 bits is shown as it is; all else from the 0.5th to the 99.8th percentile.
-    max_side : int
-        Longest side in pixels; larger images are averaged down by area.
-
-    Returns
-    -------
-    str
-        ``data:image/webp;base64,…``
-    """
-    import cv2
-    from PIL import Image as Pillow
-
-    is_colour = image.ndim == 3 and image.shape[2] in (3, 4) and image.dtype == np.uint8
-    if is_colour and not _is_grey(image):
-        shown: NDArray[Any] = to_three_channels(image) / np.float32(255)
-    else:
-        shown = normalize(image, DISPLAY)
-    shrink = max_side / max(shown.shape[:2])
-    if shrink < 1:
-        size = (max(1, round(shown.shape[1] * shrink)), max(1, round(shown.shape[0] * shrink)))
-        shown = cv2.resize(shown, size, interpolation=cv2.INTER_AREA)
-    pixels = np.round(np.clip(shown, 0, 1) * 255).astype(np.uint8)
-    buffer = io.BytesIO()
-    Pillow.fromarray(pixels[..., 0] if _is_grey(shown) else pixels).save(buffer, "WEBP", quality=82, method=4)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _is_grey(image: NDArray[Any]) -> bool:
-    return bool((image[..., 0] == image[..., 1]).all() and (image[..., 0] == image[..., 2]).all())
-
-
-def trace_outlines(labels: Labels, tolerance: float = TOLERANCE) -> str:
-    """Return the outlines of all cells as SVG path data.
-
-    Parameters
-    ----------
-    labels : int32 (H, W)
-        Cells; each piece of a cell has its own outline, holes have none.
-    tolerance : float
-        How far the simplified outline may lie from the traced one, in pixels.
-
-    Returns
-    -------
-    str
-        Whole numbers, (x, y) of pixel centres counted from 0; empty without cells.
-
-    Notes
-    -----
-    Border following by Suzuki and Abe (Computer Vision, Graphics, and Image Processing 30, 1985) and
-    simplification by Douglas and Peucker (Cartographica 10, 1973), both as in OpenCV.
-    """
-    return "".join(map(_path_of, _contours(labels, tolerance)))
-
-
-def _contours(labels: Labels, tolerance: float) -> Iterator[NDArray[np.int32]]:
-    import cv2
-    from scipy.ndimage import find_objects
-
-    ids, _ = instance_areas(labels)
-    compact = np.where(labels > 0, np.searchsorted(ids, labels) + 1, 0).astype(np.int32)
-    for place, box in enumerate(find_objects(compact), start=1):
-        mask = (compact[box] == place).astype(np.uint8)
-        found, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-        corner = np.array([box[1].start, box[0].start], np.int32)
-        for contour in found:
-            yield cv2.approxPolyDP(contour, tolerance, True)[:, 0] + corner
-
-
-def _path_of(points: NDArray[np.int32]) -> str:
-    steps = "".join(f"{' ' if x >= 0 else ''}{x}{' ' if y >= 0 else ''}{y}" for x, y in np.diff(points, axis=0))
-    # A cell of one pixel has no extent: a line of length zero, which round ends make a dot.
-    return f"M{points[0, 0]} {points[0, 1]}{'l' + steps.lstrip() if steps else 'h0'}z"

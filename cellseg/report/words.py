@@ -3,53 +3,20 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cellseg.config import Selection
 from cellseg.core import CellsegError
 from cellseg.datasets.index import select
-from cellseg.metrics.scores import GOOD_STATUS, aggregate
-from cellseg.metrics.statistics import Difference, compare, score_matrix
+from cellseg.metrics.scores import GOOD_STATUS
+from cellseg.report.changes import Change
 from cellseg.report.runs import Method, Run
-
-if TYPE_CHECKING:
-    import pandas as pd
+from cellseg.report.start import name_of
+from cellseg.report.views import CellCount
 
 FEW_IMAGES = 10
 """Below this many images a page says that they are few."""
-
-
-@dataclass(frozen=True)
-class Change:
-    """One evaluation set before and after.
-
-    Attributes
-    ----------
-    evaluation, method : str
-        Name of the set, and of the method that came after.
-    n_images : int
-        Number of images.
-    before, after : float
-        Mean F1 at IoU 0.5 over images and seeds.
-    difference : Difference
-        After minus before, with its interval.
-    """
-
-    evaluation: str
-    method: str
-    n_images: int
-    before: float
-    after: float
-    difference: Difference
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.difference.low > 0 or self.difference.high < 0
 
 
 def number(value: float | None, digits: int = 3, *, signed: bool = False) -> str:
@@ -83,26 +50,6 @@ def joined(parts: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]])) if parts else ""
 
 
-def measure_change(before: Method, after: Method, evaluation: str) -> Change | None:
-    """Compare two methods on one set; None where they were not scored on the same images by the same rule."""
-    first, second = before.scores(evaluation), after.scores(evaluation)
-    if not first or not second or len({_facts(table) for table in [*first, *second]}) > 1:
-        return None
-    old, new = (score_matrix(tables, "f1", (0.5,)) for tables in (first, second))
-    return Change(evaluation, after.name, new.shape[1], float(old.mean()), float(new.mean()), compare(new, old))
-
-
-def _facts(scores: pd.DataFrame) -> tuple[tuple[object, ...], ...]:
-    images = scores.drop_duplicates("image").sort_values("image")
-    return tuple(images[["image", "rule", "n_true"]].itertuples(index=False, name=None))
-
-
-def mean_f1(method: Method, evaluation: str) -> float:
-    """Return the mean over seeds of the mean F1 at IoU 0.5 over images; NaN without scores."""
-    values = [aggregate(table, "f1", (0.5,), "mean") for table in method.scores(evaluation)]
-    return sum(values) / len(values) if values else math.nan
-
-
 def say_change(changes: Sequence[Change], start: str) -> tuple[str, str]:
     """Say what became of one evaluation set, and how sure it is.
 
@@ -129,9 +76,53 @@ def say_change(changes: Sequence[Change], start: str) -> tuple[str, str]:
 
 
 def _say_interval(change: Change, name: str) -> str:
+    if math.isnan(change.difference.low):
+        return f"{name} {number(change.difference.mean, signed=True)}; one image tells nothing about others"
     low, high = (number(value, signed=True) for value in (change.difference.low, change.difference.high))
     said = f"{name} {number(change.difference.mean, signed=True)}, 95 % interval {low} to {high}"
     return said if change.is_settled else f"{said}: these images leave open whether anything changed"
+
+
+def say_cells(methods: Sequence[Method], cells: Sequence[CellCount]) -> list[tuple[str, str]]:
+    """Say how many cells were found in images without labels; nothing where there are no such images."""
+    pairs = [(each.counts[0], each.counts[-1]) for each in cells]
+    known = [(first, last) for first, last in pairs if first is not None and last is not None]
+    if not known:
+        return []
+    before, after = (sum(counts) for counts in zip(*known, strict=True))
+    where = f"In {counted(len(known), 'image')} without labels"
+    if len(methods) == 1:
+        return [(f"{where} {methods[0].name} finds {counted(after, 'cell')}.", "")]
+    agreements = [each.agreement for each in cells if each.agreement is not None]
+    mean = number(sum(agreements) / len(agreements))
+    return [
+        (
+            f"{where} {methods[0].name} found {counted(before, 'cell')} and {methods[-1].name} finds {after:,}.",
+            f"Between the two F1@0.5 is {mean} on average: how much changed, not how much of it is right",
+        )
+    ]
+
+
+def say_decisions(method: Method) -> list[str]:
+    """Say which weights each seed of an adaptation handed out and why; nothing for runs from scratch."""
+    said = []
+    for run in method.runs:
+        decision = _decision(run)
+        if decision:
+            seed = f"Seed {run.seed}: " if len(method.runs) > 1 else ""
+            said.append(f"{seed}{decision}" if seed else f"{decision[:1].upper()}{decision[1:]}")
+    return said
+
+
+def _decision(run: Run) -> str:
+    if run.start is None or not run.summary:
+        return ""
+    text = run.summary.get("decision")
+    if not text:
+        step, by = run.summary.get("chosen_step"), run.summary.get("chosen_by")
+        text = f"the weights of step {step} are handed out, chosen by: {by}" if by is not None else ""
+    mixed = run.config.adapt.wise if run.config is not None and "wise" in run.summary else None
+    return f"{text}; then mixed, {mixed:g} of them and {1 - mixed:g} of the start" if mixed is not None else str(text)
 
 
 def say_origin(methods: Sequence[Method]) -> str:
@@ -143,7 +134,7 @@ def say_origin(methods: Sequence[Method]) -> str:
         images = describe_training(method.first)
         start = method.first.config.train.init if method.first.config else None
         if start is not None and images:
-            origin = first.name if _is_run(start, first) else _name_of(start)
+            origin = first.name if _is_run(start, first) else name_of(start)
             alike.setdefault((origin, images), []).append(method.name)
         elif images and method is first:
             sentences.append(f"{first.name} was trained on {images}.")
@@ -151,13 +142,6 @@ def say_origin(methods: Sequence[Method]) -> str:
         were = "was" if len(names) == 1 else "were"
         sentences.append(f"{joined(names)} started from {origin} and {were} adapted to {images}.")
     return " ".join(sentences)
-
-
-def _name_of(start: str) -> str:
-    """Name weights to start from: the run a seed folder belongs to, else the file or folder."""
-    path = Path(start)
-    folder = path.parent if path.suffix else path
-    return folder.parent.name if re.fullmatch(r"s\d+", folder.name) and folder.parent.name else path.name
 
 
 def _is_run(start: str, method: Method) -> bool:
