@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from cellseg.core import CellsegError
-from cellseg.outputs import check_table_path, join_cells, measure_cells, write_cells
+from cellseg.outputs import FilePixels, check_table_path, join_cells, measure_cells, write_cells
 from cellseg.outputs.measurements import COLUMNS
+from cellseg.windows import write_tiled
 
 
 @pytest.fixture
@@ -76,17 +77,7 @@ def test_an_image_without_cells_has_a_table_without_rows(tmp_path):
     assert list(pd.read_parquet(tmp_path / "all.parquet").columns) == list(cells.columns)
 
 
-class Slide:
-    """Pixels that are read by rectangle."""
-
-    def __init__(self, pixels):
-        self.pixels, self.shape = pixels, pixels.shape
-
-    def __getitem__(self, place):
-        return self.pixels[place]
-
-
-def test_a_slide_measured_in_blocks_has_the_table_of_the_whole(monkeypatch):
+def test_a_slide_measured_in_blocks_has_the_table_of_the_whole(monkeypatch, tmp_path):
     rng = np.random.default_rng(0)
     labels = np.kron(rng.permutation(60).reshape(6, 10), np.ones((5, 7), np.int32)).astype(np.int32)
     labels[rng.random(labels.shape) < 0.3] = 0
@@ -94,8 +85,11 @@ def test_a_slide_measured_in_blocks_has_the_table_of_the_whole(monkeypatch):
     scores = np.linspace(0, 1, 59)
     whole = measure_cells(labels, image, scores, name="a")
     monkeypatch.setattr("cellseg.outputs.cells.BAND_ROWS", 8)
-    monkeypatch.setattr("cellseg.outputs.cells.cell_blocks.__defaults__", (16,))
-    by_block = measure_cells(Slide(labels), Slide(image), scores, name="a")
+    monkeypatch.setattr("cellseg.outputs.cells.BLOCK", 16)
+    write_tiled(tmp_path / "labels.tif", labels)
+    write_tiled(tmp_path / "image.tif", image)
+    files = [FilePixels(tmp_path / name, labels.shape) for name in ("labels.tif", "image.tif")]
+    by_block = measure_cells(*files, scores, name="a")
     assert len(whole) == 59
     pd.testing.assert_frame_equal(by_block, whole, rtol=1e-12)
 

@@ -115,12 +115,14 @@ class _Measured:
     values: NDArray[np.float64]
 
     def of(self, label: int) -> dict[str, float] | None:
-        """Return the finite measurements of a cell; None where it has no row."""
+        """Return the finite measurements of a cell in seven digits; None where it has no row."""
         place = int(np.searchsorted(self.ids, label))
         if place == len(self.ids) or self.ids[place] != label:
             return None
         row = self.values[self.order[place]].tolist()
-        return {name: value for name, value in zip(self.names, row, strict=True) if math.isfinite(value)}
+        return {
+            name: float(f"{value:.7g}") for name, value in zip(self.names, row, strict=True) if math.isfinite(value)
+        }
 
 
 def _by_label(measurements: pd.DataFrame) -> _Measured:

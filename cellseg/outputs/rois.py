@@ -38,8 +38,8 @@ def write_rois(path: str | Path, labels: Pixels) -> int:
     Returns
     -------
     int
-        Number of cells. Each ROI is named after its id, with leading zeros up to six digits so that names sort. An image without
-        cells gives an empty zip, which ImageJ does not open.
+        Number of cells. Each ROI is named after its id, six digits or more so that names sort. An image without cells
+        gives an empty zip, which ImageJ does not open.
 
     Raises
     ------
