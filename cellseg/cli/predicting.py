@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from cellseg.cli.app import Device, app, say
+from cellseg.cli.outputs import Formats, Measure, wanted
 from cellseg.core import CellsegError
 
 
 @app.command()
-def predict(
+def predict(  # noqa: PLR0913 (options of a command line)
     images: Annotated[list[Path], typer.Argument(help="Image files, folders, or an index.csv.")],
     out: Annotated[Path, typer.Option(help="Folder of the label images.")],
     model: Annotated[str, typer.Option(help="Weights file or run folder.")] = "teacher",
@@ -21,22 +22,28 @@ def predict(
     tta: Annotated[
         bool, typer.Option("--tta", help="Average flips and neighbouring scales: seven times as slow, a little better.")
     ] = False,
+    formats: Formats = None,
+    measure: Measure = None,
     device: Device = "auto",
 ) -> None:
-    """Segment images and write one label image each."""
+    """Segment images and write one label image each; if wanted, outlines for QuPath and Fiji and measurements as well."""
     from cellseg.config import PredictConfig
 
     files = expand(images)
+    beside = wanted(formats or (), measure)
     from cellseg.predict import load, predict_files
     from cellseg.progress import track
 
     segmenter = load(model, device=device, settings=PredictConfig(tta=tta))
     todo = [(name, path, diameter) for name, path in files]
     total = 0
-    for _name, labels in track(predict_files(segmenter, todo, out, channel), "segmenting", total=len(todo)):
+    found = track(predict_files(segmenter, todo, out, channel), "segmenting", total=len(todo))
+    for (name, labels), (_, path) in zip(found, files, strict=True):
         total += int(labels.max(initial=0))
+        beside.write(out / f"{name}.tif", labels, path)
     say(f"{len(todo)} images, {total} cells")
     print(out)
+    beside.join([out / f"{name}.tif" for name, _ in files])
 
 
 def expand(images: list[Path], *, unlabelled: bool = False) -> list[tuple[str, Path]]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cellseg.core import CellsegError
 from cellseg.outputs import geojson, rois
-from cellseg.outputs.cells import FilePixels, Pixels
+from cellseg.outputs.cells import FilePixels, Pixels, open_pixels
 from cellseg.outputs.geojson import write_geojson
 from cellseg.outputs.measurements import check_table_path, join_cells, measure_cells, score_cells, write_cells
 from cellseg.outputs.polygons import cell_polygons
@@ -29,6 +29,7 @@ __all__ = [
     "check_table_path",
     "join_cells",
     "measure_cells",
+    "open_pixels",
     "write_cells",
     "write_geojson",
     "write_outputs",

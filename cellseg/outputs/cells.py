@@ -14,8 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cellseg.images import read_image, read_size
 from cellseg.labels import instance_areas
-from cellseg.windows import read_window
+from cellseg.windows import has_windows, is_slide, read_window
 
 BAND_ROWS = 512
 """Rows read at once to find the bounding boxes."""
@@ -54,6 +55,14 @@ class FilePixels:
     def __getitem__(self, place: tuple[slice, slice], /) -> NDArray[Any]:
         """Return raw values of rows and columns inside the image."""
         return read_window(self.path, *place)
+
+
+def open_pixels(path: str | Path) -> Pixels:
+    """Read an image as raw values, or give those of a slide by rectangle; raises CellsegError as ``read_image``."""
+    height, width = read_size(path)
+    if is_slide(height, width) and has_windows(path):
+        return FilePixels(Path(path), (height, width))
+    return read_image(path)
 
 
 @dataclass(frozen=True)
