@@ -26,7 +26,7 @@ def predict(  # noqa: PLR0913 (options of a command line)
     measure: Measure = None,
     device: Device = "auto",
 ) -> None:
-    """Segment images and write one label image each; if wanted, outlines for QuPath and Fiji and measurements as well."""
+    """Segment images and write one label image each; if wanted, outlines for QuPath and Fiji and measurements too."""
     from cellseg.config import PredictConfig
 
     files = expand(images)
