@@ -173,6 +173,31 @@ def rank_correlations(lines: Iterable[Mapping[str, Any]], truth: str = "val_f1")
     return result
 
 
+def cost_of_choice(lines: Iterable[Mapping[str, Any]], truth: str = "val_f1") -> dict[str, float | None]:
+    """Return how much of a true score is lost where a criterion chooses the checkpoint, against the best in hindsight.
+
+    Parameters
+    ----------
+    lines : iterable of mapping
+        Lines of the log of one run; those that hold both the truth and a criterion are used. Of checkpoints that a
+        criterion likes alike the first is chosen, as a run does.
+    truth : str
+        Key of the true score.
+
+    Returns
+    -------
+    dict of str to float or None
+        For each criterion, 0 where it chooses the best checkpoint; None where no line is usable.
+    """
+    lines = list(lines)
+    result: dict[str, float | None] = {}
+    for name in CRITERIA:
+        pairs = [(line[name], line[truth]) for line in lines if name in line and truth in line]
+        chosen = max(pairs, key=lambda pair: pair[0])[1] if pairs else None
+        result[name] = max(true for _, true in pairs) - chosen if chosen is not None else None
+    return result
+
+
 def _ruzicka(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
     larger = float(np.maximum(first, second).sum())
     return float(np.minimum(first, second).sum()) / larger if larger else 0.0

@@ -92,13 +92,16 @@ def test_criteria_are_ranked_over_runs(tmp_path):
         looks = [{"step": n, "cycle": n / 10, "flips": sign * n, "val_f1": n / 10} for n in range(3)]
         text = "".join(json.dumps(line) + "\n" for line in [*looks, {"step": 3, "loss": 1.0}])
         (tmp_path / run / "log.jsonl").write_text(text)
-    done = cellseg("criteria", tmp_path / "a", tmp_path / "b")
+    done = cellseg("criteria", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "points.csv")
     assert done.returncode == 0, done.stderr
     rows = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()}
-    assert "(6 checkpoints)" in done.stdout
-    assert rows["cycle"] == ["1.000", "1.000"]
-    assert rows["flips"][1] == "0.000"  # one run ranks it first, the other last
-    assert rows["scales"] == ["–", "–"]
+    assert "(2 runs, 6 checkpoints)" in done.stdout
+    assert rows["cycle"] == ["1.000", "1.000", "0.000"]
+    assert rows["flips"][1:] == ["0.000", "0.100"]  # one run ranks it first, the other last: there .2 are lost
+    assert rows["scales"] == ["–", "–", "–"]
+    points = (tmp_path / "points.csv").read_text().splitlines()
+    assert points[0].startswith("run,step,flips,") and len(points) == 7
+    assert (tmp_path / "points.png").read_bytes()[:4] == b"\x89PNG"
     done = cellseg("criteria", tmp_path / "none")
     assert done.returncode == 1
     assert "has no look" in done.stderr
