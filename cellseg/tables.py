@@ -49,6 +49,8 @@ class Column(Strict):
     """Only images of this group."""
     difference_to: str | None = None
     """Show the difference to the row of this name, seed by seed where both have the same seeds."""
+    ratio_to: str | None = None
+    """Show the ratio to the row of this name: of a seed's value to the mean of that row over its seeds."""
     digits: int = Field(3, ge=0, le=9)
     best: Literal["max", "min"] | None = None
     """Print the best mean in bold."""
@@ -80,6 +82,8 @@ class Column(Strict):
         wrong = {"metric", "threshold", "statistic", "group"} & self.model_fields_set
         if self.scores is None and wrong:
             raise ValueError(f"only a column of 'scores' has {', '.join(sorted(wrong))}")
+        if self.difference_to is not None and self.ratio_to is not None:
+            raise ValueError("a column shows a difference or a ratio, not both")
         return self
 
 
@@ -111,8 +115,10 @@ class TableConfig(Strict):
             if repeated:
                 raise ValueError(f"{what} names must be unique; repeated: {', '.join(repeated)}")
         for column in self.column:
-            if column.difference_to is not None and column.difference_to not in rows:
-                raise ValueError(f"column '{column.name}': difference_to names no row: '{column.difference_to}'")
+            for word in ("difference_to", "ratio_to"):
+                other = getattr(column, word)
+                if other is not None and other not in rows:
+                    raise ValueError(f"column '{column.name}': {word} names no row: '{other}'")
         return self
 
 
@@ -310,10 +316,11 @@ def _cell(source: _Source, column: Column, row: Row, spec: TableConfig, seeds: M
     if any(isinstance(value, bool | str | list | dict) for value in values.values()):
         return Cell("/".join(sorted({str(value) for value in values.values()})), n=len(values))
     signed = column.difference_to is not None
-    if signed:
-        other = next(other for other in spec.row if other.name == column.difference_to)
+    named = column.difference_to or column.ratio_to
+    if named is not None:
+        other = next(other for other in spec.row if other.name == named)
         reference = source.values(column, other.run, seeds[other.name])
-        values = _differences(values, reference)
+        values = _differences(values, reference) if signed else _ratios(values, reference)
     if not values:
         return Cell(DASH)
     numbers = [float(value) for value in values.values()]
@@ -333,3 +340,9 @@ def _differences(values: Mapping[int, float], reference: Mapping[int, float]) ->
     return {
         seed: value - (reference[seed] if values.keys() == reference.keys() else mean) for seed, value in values.items()
     }
+
+
+def _ratios(values: Mapping[int, float], reference: Mapping[int, float]) -> dict[int, float]:
+    """Divide by the mean of the reference, so that the mean of the ratios is the ratio of the means."""
+    mean = statistics.fmean(reference.values()) if reference else 0.0
+    return {seed: value / mean for seed, value in values.items()} if mean else {}

@@ -109,6 +109,16 @@ def test_differences_go_seed_by_seed_or_to_the_mean(tmp_path, runs):
     assert texts(tmp_path, runs, *columns) == [["0.000", "-0.342"], ["+0.342 ± 0.191", "0.000 ± 0.000"]]
 
 
+def test_a_ratio_is_that_of_the_means(tmp_path):
+    runs = tmp_path / "runs"
+    for run, seed, hits in (("a", 0, 1), ("b", 0, 2), ("b", 1, 4)):  # 1, 2 and 4 of 10 found
+        scores(runs, run, seed, "target", ("p", "", 0.5, hits, 0, 10 - hits))
+    columns = ('scores = "target"\nmetric = "ap"\nratio_to = "A"', 'scores = "target"\nratio_to = "B"')
+    found = texts(tmp_path, runs, *columns)
+    assert [row[0] for row in found] == ["1.000", "3.000 ± 1.414"]
+    assert found[1][1].startswith("1.000 ± ")
+
+
 def test_values_of_the_summary(tmp_path, runs):
     columns = ('json = "ms"\ndigits = 1', 'json = "net.size"', 'json = "net.millions"\ndigits = 0', 'json = "none"')
     assert texts(tmp_path, runs, *columns) == [
@@ -194,6 +204,8 @@ def test_a_threshold_or_group_that_was_not_scored(tmp_path, runs):
         ("digits = 3", "exactly one"),
         ('json = "ms"\ngroup = "x"', "only a column of 'scores' has group"),
         ('scores = "target"\ndifference_to = "Z"', "'Z'"),
+        ('scores = "target"\nratio_to = "Z"', "ratio_to names no row: 'Z'"),
+        ('scores = "target"\ndifference_to = "A"\nratio_to = "A"', "not both"),
     ],
 )
 def test_mistakes_in_a_column_are_named(tmp_path, column, said):
