@@ -29,7 +29,7 @@ demo: setup ## The whole pipeline on synthetic images: a table and a page in a f
 	$(CELLSEG) prepare synthetic --form neurips --root data/synthetic_neurips --out data/prepared/synthetic_neurips --seed $(SEED)
 	rm -rf $(RUNS)/demo_teacher/s$(SEED) $(RUNS)/demo_student/s$(SEED)
 	$(CELLSEG) train experiments/demo_teacher.toml --seed $(SEED)
-	$(CELLSEG) adapt experiments/demo_student.toml --seed $(SEED) --set train.init=$(RUNS)/demo_teacher/s$(SEED)
+	$(CELLSEG) adapt experiments/demo_student.toml --seed $(SEED) --set train.init=$(RUNS)/demo_teacher/s$(SEED) --no-evaluate
 	$(CELLSEG) evaluate $(RUNS)/demo_teacher/s$(SEED)
 	$(CELLSEG) evaluate $(RUNS)/demo_student/s$(SEED)
 	$(CELLSEG) report $(RUNS)/demo_teacher/s$(SEED) $(RUNS)/demo_student/s$(SEED) --out $(RUNS)/demo.html

@@ -226,7 +226,7 @@ def _bare(path: Path) -> str:
 
 def _tables_in(folder: Path, evaluation: str | None) -> list[Path]:
     files: list[Path] = []
-    for pattern in ("s*/scores/*", "scores/*", "*"):
+    for pattern in ("s[0-9]*/scores/*", "scores/*", "*"):
         files = [path for path in folder.glob(pattern) if path.suffix.lower() in TABLE_SUFFIXES]
         if files:
             break

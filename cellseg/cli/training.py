@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cellseg import __version__
-from cellseg.cli.app import Device, Overrides, Resume, Seed, app, say
+from cellseg.cli.app import Device, Overrides, Resume, Seed, app
 from cellseg.core import CellsegError
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ def adapt(  # noqa: PLR0913 (options of a command line)
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
     resume: Resume = False,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate/--no-evaluate", help="Score data.evaluate before and after, at the end.")
+    ] = True,
     device: Device = "auto",
 ) -> None:
     """Adapt a pretrained model to new images, with few labels or none.
@@ -70,10 +73,9 @@ def adapt(  # noqa: PLR0913 (options of a command line)
     from cellseg.adapt import adapt as adapt_run
 
     weights = adapt_run(run, folder, seed=seed, resume=resume, device=device)
-    from cellseg.journal import read_summary
+    from cellseg.cli.runs import Scoring, conclude
 
-    summary = read_summary(folder)
-    say(summary.get("decision") or f"chosen by: {summary.get('chosen_by')}")
+    conclude(folder, Scoring(device=device), evaluate=evaluate)
     print(weights)
 
 

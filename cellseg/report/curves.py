@@ -15,7 +15,7 @@ from cellseg.report.words import number
 QUANTITIES = (
     ("Loss", ("loss",), "What training lowers; each run on its own images.", None),
     ("Validation F1@0.5", ("val_f1",), "Of the weights that would be handed out.", 1.0),
-    ("Distance from the start", ("distance", "l2sp_distance"), "‖w − w⁰‖ / ‖w⁰‖: what L2-SP holds small.", None),
+    ("Distance from the start", ("distance", "l2sp_distance"), "‖w − w⁰‖ / ‖w⁰‖ of the weights that learn.", None),
     ("Consistency loss", ("consistency",), "Student against teacher on unlabelled images.", None),
     *((f"Criterion {name}", (name,), f"{SHOWN[name]}.", 1.0) for name in CRITERIA),
     ("Cells", ("cells",), f"{SHOWN['cells']}.", None),
@@ -81,8 +81,8 @@ def _chart(
             f"to {plain(series[-1][1])} at step {series[-1][0]:g}"
         )
     return {
-        "top": f"{top:.3g}",
-        "middle": f"{top / 2:.3g}",
+        "top": _tick(top),
+        "middle": _tick(top / 2),
         "steps": f"{steps:,g}",
         "lines": lines,
         "ends": [
@@ -91,6 +91,10 @@ def _chart(
         ],
         "spoken": f"{title}: {'; '.join(spoken)}.",
     }
+
+
+def _tick(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def plain(value: float) -> str:

@@ -11,6 +11,7 @@ from cellseg.core import CellsegError
 from cellseg.datasets.index import select
 from cellseg.metrics.scores import GOOD_STATUS
 from cellseg.report.changes import Change
+from cellseg.report.facts import shown
 from cellseg.report.runs import Method, Run
 from cellseg.report.start import name_of
 from cellseg.report.views import CellCount
@@ -196,6 +197,11 @@ def _short(names: list[str], most: int = 4) -> str:
 def say_caveats(methods: Sequence[Method], evaluations: Sequence[str], changes: Sequence[Change]) -> list[str]:
     """List what a reader should know before believing the figures."""
     seeds = min(len(method.runs) for method in methods)
+    if not evaluations:
+        return [
+            "Nothing was scored: without true labels nobody knows whether the cells after are better than those "
+            "before. 'cellseg suggest' says which images to annotate first."
+        ]
     tables = [table for method in methods for name in evaluations for table in method.scores(name)]
     caveats = []
     if any(table["dataset"].str.startswith("synthetic").any() for table in tables):
@@ -210,6 +216,12 @@ def say_caveats(methods: Sequence[Method], evaluations: Sequence[str], changes: 
         caveats.append(
             f"Means are over {counted(seeds, 'seed')} and all images; intervals are from a paired bootstrap over both, "
             "and with few seeds tend to be too short."
+        )
+    if len(methods) == 1 and methods[0].first.start is not None:
+        run = methods[0].first
+        caveats.append(
+            f"{run.name} started from {name_of(run.start or '')}, whose scores on these images are not there, so what "
+            f"it gained and lost cannot be told: 'cellseg evaluate {shown(run.folder)}' makes them."
         )
     sizes = {change.evaluation: change.n_images for change in changes}
     few = [counted(size, f"{name} image") for name, size in sizes.items() if size < FEW_IMAGES]
