@@ -15,15 +15,16 @@ FLOOR = {
     "datasets": 2, "pairing": 2, "models": 2, "losses": 2, "regularizers": 2, "checkpoint": 2, "journal": 2,
     "suggest": 3, "views": 3, "criteria": 3, "pseudo": 3, "judging": 3, "rounds": 3,
     "train": 3, "adapt": 3, "predict": 3, "evaluate": 3, "compare": 3, "evaluate_coco": 3, "tables": 3,
-    "predict_slides": 3, "table_formats": 0, "report": 3,
+    "predict_slides": 3, "predict_images": 3, "table_formats": 0, "report": 3,
     "cli": 4,
 }  # fmt: skip
 SIDEWAYS = {
     ("adapt", "train"), ("adapt", "predict"), ("train", "predict"), ("predict_slides", "predict"),
+    ("predict_images", "predict"), ("predict_images", "predict_slides"),
     ("views", "predict"), ("criteria", "predict"), ("criteria", "views"), ("pseudo", "predict"), ("pseudo", "views"),
     ("judging", "predict"), ("judging", "criteria"), ("train", "judging"), ("adapt", "judging"),
     ("rounds", "predict"), ("rounds", "pseudo"), ("rounds", "judging"), ("rounds", "train"), ("adapt", "rounds"),
-    ("adapt", "criteria"), ("suggest", "predict"), ("suggest", "criteria"), ("suggest", "views"),
+    ("adapt", "criteria"), ("adapt", "pseudo"), ("suggest", "predict"), ("suggest", "criteria"), ("suggest", "views"),
     ("report", "criteria"),
 }  # fmt: skip
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cellseg.scale import WINDOW, ZOOMS, stable_zoom, zoom_for
+from cellseg.scale import WINDOW, ZOOMS, stable_zoom, stable_zooms, zoom_for
 
 CHOSEN = ZOOMS[1:-1]
 
@@ -72,3 +72,22 @@ def test_a_known_diameter_gives_the_zoom_and_limits_hold():
     assert zoom_for(None, 24.0) == 1.0
     assert zoom_for(1000.0, 24.0) == 0.1
     assert zoom_for(1.0, 24.0) == 4.0
+
+
+def test_what_many_images_say_steadies_what_one_says():
+    """Of three images the second alone would be shown far too coarse; an image without cells goes with the rest."""
+    right, wrong = ZOOMS[6], ZOOMS[3]
+    ranges = {0: (5, 7), 1: (2, 4), 2: (5, 7)}
+    segmenters = {number: finds_from(ZOOMS[low], ZOOMS[high]) for number, (low, high) in ranges.items()}
+
+    def segment_at(image, zoom):
+        number = int(image[0, 0, 0])
+        shape = tuple(max(1, round(side * zoom)) for side in image.shape[:2])
+        return segmenters[number](image, zoom) if number in segmenters else np.zeros(shape, np.int32)
+
+    images = [np.full((240, 240, 3), number, np.float32) for number in (*ranges, 9)]
+    assert [stable_zoom(image, segment_at) for image in images] == [right, wrong, right, None]
+    assert stable_zooms(iter(images), segment_at)[0::2] == [right, right]
+    assert stable_zooms(iter(images), segment_at)[3] == right
+    assert stable_zooms(images[3:], segment_at) == [None]
+    assert stable_zooms([], segment_at) == []
