@@ -1,15 +1,23 @@
 """Run folders small enough to know every figure by geometry: four squares an image, some of them found."""
 
 import json
+import os
 
 import numpy as np
 import tifffile
 
-from cellseg.config import check_config
+from cellseg.config import ModelConfig, check_config
 from cellseg.core import Record
 from cellseg.datasets.index import write_index
 from cellseg.evaluate import evaluate, write_scores
 from cellseg.images import write_labels
+
+SUMMARY = {
+    "decision": "the weights of step 10 are handed out: cycle 0.600, 0.500 before",
+    "chosen_by": "criterion cycle on 8 unlabelled images",
+    "chosen_step": 10,
+}
+"""Of an adaptation that handed out the weights of its second look."""
 
 CORNERS = ((4, 4), (4, 44), (44, 4), (44, 44))
 
@@ -50,3 +58,21 @@ def write_run(folder, index, found, *, init=None, log=(), summary=None, name="ta
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     (folder / "summary.json").write_text(json.dumps(summary or {}))
     return folder
+
+
+def write_weights(folder, scale=1.0, part="head"):
+    """Write weights that are the same for every call but for one layer, which is scaled."""
+    import torch
+
+    from cellseg.checkpoint import save_weights
+    from cellseg.models.build import build_model
+
+    torch.manual_seed(0)
+    config = ModelConfig(size="tiny")
+    model = build_model(config)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if name.startswith(part):
+                value.mul_(scale)
+    save_weights(folder / "best.safetensors", model, config, {"diameter": 12.0, "step": 1})
+    os.utime(folder / "best.safetensors", (1, 1))  # long before anything was scored

@@ -128,7 +128,7 @@ def test_train_adapt_and_score_a_users_folder(weights, tmp_path):
         "--set", "train.batch_size=1", "--set", "adapt.batch_size=1",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "no improvement found: the start was kept" in done.stderr  # its weights are random
+    assert "No improvement found: the start was kept" in done.stderr  # its weights are random
     out = tmp_path / "masks"
     done = cellseg("predict", tmp_path / "images", "--model", tmp_path / "run", "--out", out, "--device", "cpu")
     assert done.returncode == 0, done.stderr

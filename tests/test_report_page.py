@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from report_runs import write_images, write_run
+from report_runs import SUMMARY, write_images, write_run
 
 from cellseg.core import CellsegError
 from cellseg.report.page import breakable, role, write_page
@@ -47,6 +47,21 @@ def hostile_file(tmp_path_factory):
     index = write_images(root / "images", (HOSTILE,), group=HOSTILE_TEXT)
     folder = write_run(root / "<b>x" / "s0", index, {HOSTILE: 2}, summary={HOSTILE_TEXT: HOSTILE})
     return write_page([folder], root / "report.html", title=HOSTILE_TEXT)
+
+
+@pytest.fixture(scope="module")
+def free_file(tmp_path_factory):
+    """An adaptation to images without labels: 4 → 2 and 3 → 3 squares, and a log of three looks."""
+    root = tmp_path_factory.mktemp("free")
+    (root / "images").mkdir()
+    index = write_images(root / "images", ("a", "b"))
+    run = root / "mine"
+    for folder, found in ((run, {"a": 2, "b": 3}), (run / "start", {"a": 4, "b": 3})):
+        log = [{"step": step, "cycle": step / 9, "flips": 0.5, "val_f1": step / 9, "cells": 9} for step in range(9)]
+        write_run(folder, index, found, init="pre.safetensors", log=log, summary=SUMMARY | {"chosen_step": 8})
+        shutil.rmtree(folder / "scores")
+        (folder / "predictions" / "target").rename(folder / "predictions" / "unlabelled")
+    return write_page([run], root / "report.html")
 
 
 # ---- as text
@@ -211,6 +226,23 @@ def test_the_page_fits_and_is_not_blank(visit, page_file, width, scheme):
     assert len(shown.getcolors(1 << 24)) > 100
     ground = np.median(np.asarray(shown)[::9, ::9].reshape(-1, 3), axis=0)
     assert (ground > 230).all() if scheme == "light" else (ground < 50).all()
+
+
+@pytest.mark.parametrize("width", [1000, 390])
+def test_a_page_without_labels_fits_and_can_be_used(visit, free_file, width):
+    page = visit(free_file, viewport={"width": width, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.get_by_text("In 2 images without labels pre.safetensors found 7 cells and mine finds 5.").is_visible()
+    assert column(page, 0, 5) == [".667", "1.000"]  # agreement, the lowest first
+    page.get_by_role("button", name="Agreement").click()
+    assert column(page, 0, 1) == ["b", "a"]
+    assert page.locator("[data-layer]").count() == 2
+    assert page.locator("#left option").all_inner_texts() == ["pre.safetensors", "mine"]
+    assert page.locator(".view:visible h3").inner_text().startswith("Changed most")
+    page.get_by_role("link", name="b", exact=True).click()
+    assert page.locator(".view:visible h3").inner_text().startswith("Changed least")
+    assert page.locator(".scatter circle").count() == 9  # flips never changed: no rank, no chart
+    assert page.locator(".scatter .handed").count() == 1
 
 
 def column(page, table, place):

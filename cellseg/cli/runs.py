@@ -180,7 +180,7 @@ def _score_sets(
     folder: Path, run: RunConfig, how: Scoring, sets: Sequence[EvaluationSet], *, show: bool = True
 ) -> None:
     from cellseg.cli.screen import say_problems, show_scores
-    from cellseg.journal import note
+    from cellseg.journal import note, read_summary
     from cellseg.metrics.scores import read_scores
     from cellseg.predict import load
 
@@ -191,7 +191,9 @@ def _score_sets(
         before = dict(segmenter.spent)
         count = _score_set(folder, chosen, segmenter, how, f"segmenting {chosen.name}")
         ms = {part: 1e3 * (spent - before[part]) / count for part, spent in segmenter.spent.items()}
-        note(folder, {"parameters": segmenter.n_parameters, "ms_per_image": {chosen.name: ms}})
+        times = read_summary(folder).get("scorings", {}).get(chosen.name, 0) + 1
+        facts = {"ms_per_image": {chosen.name: ms}, "scorings": {chosen.name: times}}
+        note(folder, {"parameters": segmenter.n_parameters} | facts)
         scores = read_scores(folder / "scores" / f"{chosen.name}.csv")
         if show:
             show_scores(scores, f"{folder}: {chosen.name}")

@@ -181,7 +181,7 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _percent(value: float, ends: tuple[float, float]) -> str:
-    return f"{100 * (value - ends[0]) / (ends[1] - ends[0]):.1f}%"
+    return f"{abs(100 * (value - ends[0]) / (ends[1] - ends[0])):.1f}%"
 
 
 def _is_number(*values: object) -> bool:
