@@ -74,6 +74,39 @@ def test_flow_of_a_disk_points_at_its_centre():
     assert (dy[20 + 5, 20], dx[20 + 5, 20]) == pytest.approx((-1, 0), abs=1e-6)
 
 
+def plain_diffusion(mask, centre, steps):
+    """Heat as Cellpose's paper tells it, one pixel after another."""
+    heat = np.zeros(np.add(mask.shape, 2))
+    for _ in range(steps):
+        heat[centre[0] + 1, centre[1] + 1] += 1
+        mean = sum(heat[1 + dy : heat.shape[0] - 1 + dy, 1 + dx : heat.shape[1] - 1 + dx] for dy, dx in NEAR) / 9
+        heat[1:-1, 1:-1] = np.where(mask, mean, 0)
+    slope = np.stack([heat[2:, 1:-1] - heat[:-2, 1:-1], heat[1:-1, 2:] - heat[1:-1, :-2]])
+    norm = np.hypot(*slope)
+    return np.where(mask, slope / np.where(norm > 0, norm, 1), 0)
+
+
+NEAR = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+
+
+def test_flow_is_the_slope_of_diffused_heat():
+    mask = np.zeros((12, 15), bool)
+    mask[2:10, 3:6] = mask[7:10, 3:13] = True  # an L, 8 high and 10 wide
+    labels = np.where(mask, 1, 2).astype(np.int32)  # and all around it another cell
+    # Medians of its 45 pixels: the 23rd row is 7, the 23rd column 5. Steps for 8 + 10: 2 ** (26 / 6) = 20.2.
+    expected = plain_diffusion(mask, (7, 5), 21)
+    assert np.abs(flow.encode(labels)[1:] - expected)[:, mask].max() < 1e-5
+
+
+def test_heat_that_fades_along_a_line_still_has_a_direction():
+    labels = np.zeros((9, 700), np.int32)
+    labels[2, 10:690] = 1  # one pixel wide: heat falls by an eighth a pixel, 10 ** -300 at the ends
+    labels[5:8, 10:40] = 2
+    dx = flow.encode(labels)[2]
+    assert np.array_equal(dx[2, 10:690], np.sign(350 - np.arange(10, 690)))
+    assert (flow.encode(labels)[:, 5:8] == flow.encode(np.where(labels == 2, 2, 0))[:, 5:8]).mean() > 0.9
+
+
 def test_flow_is_unit_on_cells_and_zero_outside():
     labels = grid_of_disks(10, 18)
     norm = np.hypot(*flow.encode(labels)[1:])
@@ -122,6 +155,29 @@ def test_round_trip_of_long_cells_side_by_side():
     for number in range(9):
         labels[5 + 7 * number : 12 + 7 * number, 10 + 3 * number : 90 + 3 * number] = number + 1
     assert same_partition(labels, round_trip(labels))
+
+
+def test_a_cell_longer_than_the_usual_path_is_one():
+    labels = np.zeros((15, 1400), np.int32)
+    labels[4:11, 20:1380] = 1  # 680 px from its ends to its centre
+    assert same_partition(labels, round_trip(labels))
+
+
+@pytest.mark.parametrize(
+    ("gained", "steps", "ends"),
+    [(0.2, 4, True), (0.3, 4, False), (100, 128, False), (60, 256, True), (100, 256, False), (500, 1024, True)],
+    ids=["still", "oscillates", "usual length", "long enough", "on its way", "longer than the image"],
+)
+def test_paths_are_as_long_as_cells_ask(gained, steps, ends):
+    assert flow.path_ends(gained, steps, longest=1000) == ends
+
+
+def test_paths_do_not_leave_the_image():
+    maps = np.zeros((3, 40, 60), np.float32)
+    maps[:2], maps[2, :, 30:] = 8, 5  # up and out everywhere, to the right in the right half
+    labels = flow.decode(maps)
+    assert labels.max() == 2
+    assert (labels > 0).all()
 
 
 def test_a_stray_fragment_of_a_sink_joins_its_cell():
@@ -235,6 +291,8 @@ def test_wrong_shapes_are_named():
         flow.encode(np.zeros((3, 4, 5), np.int32))
     with pytest.raises(CellsegError, match=r"\(3, H, W\), got \(2, 4, 5\)"):
         flow.decode(np.zeros((2, 4, 5), np.float32))
+    with pytest.raises(CellsegError, match=r"at most 32,766 pixels a side, got \(1, 40000\)"):
+        flow.decode(np.zeros((3, 1, 40000), np.float32))
 
 
 @pytest.mark.realdata

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, sparse, spatial
 
 from cellseg.core import CellsegError, Labels
 from cellseg.instances.diffusion import directions
-from cellseg.instances.interface import IDEAL_LOGIT, ConfidenceRule, Maps, Term, drop_small, renumber, sigmoid
+from cellseg.instances.interface import IDEAL_LOGIT, ConfidenceRule, Maps, Term, renumber, sigmoid
+from cellseg.instances.sinks import group_ends
 
 N_MAPS = 3
 """Maps of this representation: foreground, dy, dx."""
@@ -32,13 +32,14 @@ LOSS: tuple[Term, ...] = (
 VECTORS: tuple[int, ...] = (1, 2)
 CONFIDENCE: ConfidenceRule = "direction"
 
-_JUMPS = 8
-"""Doublings of the path: 256 steps of one pixel, enough for cells of several hundred pixels."""
-_FRAGMENT = 0.5
-"""A sink of less than this share of its neighbour's radius is taken for a fragment of the neighbour's cell."""
-_MERGE_FRAGMENT, _MERGE_EQUAL = 0.8, 0.35
-"""Two sinks are one cell when they are nearer than this share of the larger radius. Sinks alike in size are joined
-more reluctantly: the centres of long cells lying side by side are only a cell's width apart."""
+LARGEST_SIDE = 32_766
+"""OpenCV looks up positions in images of at most this height and width."""
+
+_STEPS = 256
+"""Steps of one pixel that every path is followed, enough for cells of several hundred pixels."""
+_STILL, _ON_THE_WAY = 0.25, 0.5
+"""Paths are followed no further once none moves by more than the first (in pixels), and for twice as many steps while
+one gets forward by more than the second (in pixels a step), as in the arms of very large cells."""
 
 
 def encode(labels: Labels) -> Maps:
@@ -54,7 +55,7 @@ def encode(labels: Labels) -> Maps:
         raise CellsegError(f"flow.encode wants labels of shape (H, W), got {labels.shape}")
     target = np.zeros((N_MAPS, *labels.shape), np.float32)
     np.greater(labels, 0, out=target[0])
-    target[1:] = directions(labels)
+    directions(labels, target[1:])
     return target
 
 
@@ -106,18 +107,28 @@ def decode(
     -------
     ndarray of int32, shape (H, W)
         Instance image with consecutive ids.
+
+    Raises
+    ------
+    CellsegError
+        If the shape is wrong or the image larger than ``LARGEST_SIDE``.
     """
     if maps.ndim != 3 or maps.shape[0] != N_MAPS:
         raise CellsegError(f"flow.decode wants maps of shape (3, H, W), got {maps.shape}")
+    if max(maps.shape) > LARGEST_SIDE:
+        raise CellsegError(f"flow.decode wants at most {LARGEST_SIDE:,} pixels a side, got {maps.shape[1:]}; divide it")
     mask = maps[0] > foreground_threshold
     labels = np.zeros(mask.shape, np.int32)
     inside = np.flatnonzero(mask)
     if inside.size == 0:
         return labels
-    labels.ravel()[inside] = _group(_arrivals(maps[1:] / FLOW_SCALE, mask)[inside], mask.shape, diameter)
-    if flow_threshold is not None:
-        labels = _drop_inconsistent(labels, maps, flow_threshold)
-    return drop_small(labels, min_size)
+    ends = _ends(maps[1:], mask)[inside]
+    count = np.bincount(ends, minlength=mask.size)
+    place = np.flatnonzero(count)
+    cells = np.zeros(mask.size, np.int32)
+    cells[place] = group_ends(place, count[place], mask.shape, diameter, min_size)
+    labels.ravel()[inside] = cells[ends]
+    return labels if flow_threshold is None else _drop_inconsistent(labels, maps, flow_threshold)
 
 
 def foreground(maps: Maps) -> NDArray[np.float32]:
@@ -176,39 +187,46 @@ def warp(target: Maps, matrix: NDArray[np.floating]) -> Maps:
     return np.concatenate([target[:1], transform_flow(target[1:], matrix)])
 
 
-def _arrivals(flow: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """Flat index of the pixel where each pixel's path ends after ``2 ** _JUMPS`` steps."""
+def _ends(maps: Maps, mask: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Flat index of the pixel where each pixel's path ends, following ``maps / FLOW_SCALE`` within the mask.
+
+    The steps double: where n steps lead from where n steps lead is where 2 n steps lead. No path leaves the image.
+    """
     import cv2
 
     height, width = mask.shape
-    grid = np.indices(mask.shape, np.float32)
-    move = np.where(mask, flow, np.float32(0))
-    for _ in range(_JUMPS):
-        map_y, map_x = grid[0] + move[0], grid[1] + move[1]
-        for axis in (0, 1):
-            move[axis] += cv2.remap(move[axis].copy(), map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    end = np.rint(grid + move).astype(np.intp)
-    ends = np.clip(end[0], 0, height - 1) * width + np.clip(end[1], 0, width - 1)
+    share = mask.astype(np.float32) / np.float32(FLOW_SCALE)
+    at_y, at_x = maps[0] * share, maps[1] * share
+    at_y += np.arange(height, dtype=np.float32)[:, None]
+    at_x += np.arange(width, dtype=np.float32)
+    next_y, next_x = np.empty_like(at_y), np.empty_like(at_x)
+    steps, gained = 1, np.inf
+    while not path_ends(gained, steps, height + width):
+        cv2.remap(at_y, at_x, at_y, cv2.INTER_LINEAR, dst=next_y, borderMode=cv2.BORDER_REPLICATE)
+        cv2.remap(at_x, at_x, at_y, cv2.INTER_LINEAR, dst=next_x, borderMode=cv2.BORDER_REPLICATE)
+        gained = max(cv2.norm(at_y, next_y, cv2.NORM_INF), cv2.norm(at_x, next_x, cv2.NORM_INF))
+        at_y, at_x, next_y, next_x = next_y, next_x, at_y, at_x
+        steps *= 2
+    ends = np.clip(np.rint(at_y, out=at_y).astype(np.intp), 0, height - 1) * width
+    ends += np.clip(np.rint(at_x, out=at_x).astype(np.intp), 0, width - 1)
     return np.asarray(ends.ravel(), np.intp)
 
 
-def _group(arrivals: NDArray[np.intp], shape: tuple[int, int], diameter: float | None) -> NDArray[np.int32]:
-    """Give each arrival its cell's number, from 1."""
-    count = np.bincount(arrivals, minlength=shape[0] * shape[1]).reshape(shape)
-    spots, n_spots = ndimage.label(count > 0, np.ones((3, 3)))
-    index = np.arange(1, n_spots + 1)
-    size = ndimage.sum_labels(count, spots, index)
-    place = np.array(ndimage.center_of_mass(count, spots, index)).reshape(-1, 2)
-    radius = np.sqrt(size / np.pi)
-    if diameter is not None:
-        radius = np.minimum(radius, diameter / 2)
-    pairs = spatial.cKDTree(place).query_pairs(_MERGE_FRAGMENT * float(radius.max()), output_type="ndarray")
-    apart = np.hypot(*(place[pairs[:, 0]] - place[pairs[:, 1]]).T)
-    larger, smaller = radius[pairs].max(axis=1), radius[pairs].min(axis=1)
-    near = pairs[apart < larger * np.where(smaller < _FRAGMENT * larger, _MERGE_FRAGMENT, _MERGE_EQUAL)]
-    graph = sparse.coo_matrix((np.ones(len(near)), (near[:, 0], near[:, 1])), shape=(n_spots, n_spots))
-    _, cell = sparse.csgraph.connected_components(graph, directed=False)
-    return np.asarray(cell[spots.ravel()[arrivals] - 1] + 1, np.int32)
+def path_ends(gained: float, steps: int, longest: int) -> bool:
+    """Say whether paths of ``steps`` steps are long enough.
+
+    Parameters
+    ----------
+    gained : float
+        How far, in pixels along an axis, the second half of its steps took the path that got furthest by it.
+    steps : int
+        Steps of one pixel, a power of two.
+    longest : int
+        The most steps that make sense, in which a path could cross the image.
+    """
+    if gained <= _STILL:
+        return True
+    return steps >= _STEPS and (gained < _ON_THE_WAY * steps / 2 or steps >= longest)
 
 
 def _drop_inconsistent(labels: Labels, maps: Maps, threshold: float) -> Labels:
