@@ -60,6 +60,31 @@ def test_an_interior_does_not_cross_the_background():
     assert (round_trip(labels)[18:24, 18:24] == 0).all()
 
 
+def logits(mask, markers):
+    """Raw maps with interior at the markers, boundary on the rest of the mask."""
+    return boundary.ideal_maps(np.stack([~mask, markers, mask & ~markers]).astype(np.float32))
+
+
+def test_interiors_grow_at_one_pace_and_meet_in_the_middle():
+    mask, markers = np.zeros((12, 30), bool), np.zeros((12, 30), bool)
+    mask[4:8, 2:27] = True
+    markers[4:8, 2:6] = markers[4:8, 19:23] = True  # columns 6 to 18 between them; 4 more on the right
+    expected = np.zeros(mask.shape, int)
+    expected[4:8, 2:13], expected[4:8, 13:27] = 1, 2  # column 12 is 7 from both: the first has it
+    assert np.array_equal(boundary.decode(logits(mask, markers)), expected)
+
+
+def test_an_interior_grows_round_and_through_corners():
+    markers = np.zeros((41, 41), bool)
+    markers[19:23, 19:23] = True
+    found = boundary._grow(markers.astype(np.int32), np.ones_like(markers))
+    assert (found == 1).all()
+    steps = np.eye(8, dtype=bool)  # pixels that touch at corners only
+    corner = np.zeros((8, 8), np.int32)
+    corner[0, 0] = 5
+    assert np.array_equal(boundary._grow(corner, steps), 5 * steps)
+
+
 @pytest.mark.parametrize(
     ("labels", "count"),
     [

@@ -89,18 +89,15 @@ def decode(maps: Maps, *, min_size: int = 10) -> Labels:
 
     Notes
     -----
-    The organisers' ``predict.py`` stops at the interiors; here they grow by a watershed within the foreground.
+    The organisers' ``predict.py`` stops at the interiors; here they grow within the foreground, all at one pace.
     """
-    from skimage.segmentation import watershed
-
     if maps.ndim != 3 or maps.shape[0] != N_MAPS:
         raise CellsegError(f"boundary.decode wants maps of shape (3, H, W), got {maps.shape}")
-    mask = foreground(maps) > 0.5
-    markers = _without_small(_softmax(maps)[1] > 0.5)
+    probability = _softmax(maps)
+    markers = _without_small(probability[1] > 0.5)
     if not markers.any():
-        return np.zeros(mask.shape, np.int32)
-    grown = watershed(np.zeros(mask.shape, np.uint8), markers, connectivity=2, mask=mask | (markers > 0))
-    return drop_small(np.asarray(grown, np.int32), min_size)
+        return np.zeros(markers.shape, np.int32)
+    return drop_small(_grow(markers, 1 - probability[0] > 0.5), min_size)
 
 
 def foreground(maps: Maps) -> NDArray[np.float32]:
@@ -136,6 +133,46 @@ def _without_small(interior: NDArray[np.bool_]) -> Labels:
 
     parts, _ = ndimage.label(interior)
     return drop_small(np.asarray(parts, np.int32), _MIN_INTERIOR)
+
+
+def _grow(markers: Labels, mask: NDArray[np.bool_]) -> Labels:
+    """Let markers spread over the mask at one pace in all directions; where two meet, the first in the row has it.
+
+    By turns to the four and to the eight neighbours, so that a ring is an octagon: nearer the truth than the squares of
+    scikit-image's watershed of an even height, and faster than its heap.
+    """
+    import cv2
+
+    width = mask.shape[1] + 2
+    four = np.array([-width, -1, 1, width])
+    eight = np.append(four, [-width - 1, 1 - width, width - 1, width + 1])
+    labels = cv2.copyMakeBorder(markers, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    free = np.pad(mask, 1) & (labels == 0)
+    rim = (labels > 0) & (cv2.dilate(free.view(np.uint8), np.ones((3, 3), np.uint8)) > 0)
+    grown, free, front = labels.ravel(), free.ravel(), np.flatnonzero(rim)
+    turn = np.empty(grown.size, np.intp)
+    while front.size:
+        near = _spread(grown, free, turn, front, four)
+        front = np.append(near, _spread(grown, free, turn, np.append(front, near), eight))
+    return np.ascontiguousarray(labels[1:-1, 1:-1])
+
+
+def _spread(
+    grown: NDArray[np.int32],
+    free: NDArray[np.bool_],
+    turn: NDArray[np.intp],
+    front: NDArray[np.intp],
+    around: NDArray[np.intp],
+) -> NDArray[np.intp]:
+    """Give the free neighbours of the front its labels, in place; return them. ``turn`` is room to work in."""
+    reached = (front[:, None] + around).ravel()
+    came = np.flatnonzero(free[reached])
+    reached, owner = reached[came], grown[front[came // around.size]]
+    turn[reached[::-1]] = came[::-1]  # of several that reach a pixel the first is written last
+    first = turn[reached] == came
+    new = np.asarray(reached[first], np.intp)
+    grown[new], free[new] = owner[first], False
+    return new
 
 
 _CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)

@@ -33,7 +33,8 @@ _SIGMA_LIMITS = (0.6, 3.0)
 """Standard deviation of the smoothing as a share of the median cell's radius (half its width), and its limits in px."""
 _CORE = 0.5
 """Pixels higher than this are cores: touching cells have separate ones, half as wide as the cells."""
-_EIGHT = np.ones((3, 3))
+_EIGHT = np.ones((3, 3), np.uint8)
+_AROUND = ((1, 1), (1, 0), (1, -1), (0, 1), (0, -1), (-1, 1), (-1, 0), (-1, -1))
 _PASS_SHARE, _PASS_DEPTH = 0.6, 0.2
 """Two hills are one cell when the pass between them is higher than this share of the lower top, or less than this
 below it. The first joins the lobes of long cells, the second what noise makes on the slopes of large ones."""
@@ -70,8 +71,9 @@ def encode(labels: Labels) -> Maps:
         if inside.all():
             target[1][around] = 1
             continue
-        distance = cv2.distanceTransform(inside.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE) - 0.5
-        target[1][around][inside] = distance[inside] / distance.max()
+        distance = cv2.distanceTransform(inside.view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[inside]
+        distance = np.sqrt(np.rint(distance * distance)) - np.float32(0.5)  # OpenCV's last digit depends on addresses
+        target[1][around][inside] = distance / distance.max()
     return target
 
 
@@ -135,34 +137,31 @@ def _sigma(height: NDArray[np.float32]) -> float:
     import cv2
 
     core = height > _CORE
-    cores, n_cores = ndimage.label(core, _EIGHT)
-    radius = np.zeros(n_cores + 1, np.float32)
+    count, cores = cv2.connectedComponents(core.view(np.uint8), connectivity=8)
+    radius = np.zeros(count, np.float32)
     np.maximum.at(radius, cores[core], cv2.distanceTransform(core.view(np.uint8), cv2.DIST_L2, 5)[core])
-    typical = 2 * float(np.median(radius[1:])) if n_cores else 0.0
+    typical = 2 * float(np.median(radius[1:])) if count > 1 else 0.0
     return float(np.clip(_SIGMA_SHARE * typical, *_SIGMA_LIMITS))
 
 
 def _hills(height: NDArray[np.float32], mask: NDArray[np.bool_]) -> Labels:
     """Give every pixel of the mask the id of the top at which the steepest way up ends: a watershed."""
+    import cv2
+
     rows, columns = height.shape
-    padded = np.pad(height, 1, constant_values=-1)
-    index = np.arange(height.size, dtype=np.int32).reshape(height.shape)
-    highest, way = height.copy(), index.copy()
-    for down in (0, 1, 2):
-        for right in (0, 1, 2):
-            neighbour = padded[down : down + rows, right : right + columns]
-            higher = neighbour > highest
-            np.copyto(highest, neighbour, where=higher)
-            np.copyto(way, index + ((down - 1) * columns + right - 1), where=higher)
-    tops, _ = ndimage.label((way == index) & mask, _EIGHT)
-    inside = np.flatnonzero(mask)
-    steps, ends = way.ravel(), way.ravel()[inside]
-    while (steps[ends] != ends).any():
-        steps = steps[steps]
-        ends = steps[ends]
-    hills = np.zeros(height.shape, np.int32)
-    hills.ravel()[inside] = tops.ravel()[ends]
-    return hills
+    highest = cv2.dilate(height, _EIGHT)
+    padded = cv2.copyMakeBorder(height, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=-1)
+    way = np.zeros(height.shape, np.uint8)
+    for number, (down, right) in enumerate(_AROUND):  # of equally high neighbours the last has its way
+        same = padded[1 + down : 1 + down + rows, 1 + right : 1 + right + columns] == highest
+        np.maximum(way, (number + 1) * same.view(np.uint8), out=way)
+    way *= height < highest
+    offsets = np.array([0, *(down * columns + right for down, right in _AROUND)])
+    steps = np.arange(height.size) + offsets.take(way.ravel())
+    while not np.array_equal(further := steps.take(steps), steps):
+        steps = further
+    tops = cv2.connectedComponents(((way == 0) & mask).view(np.uint8), connectivity=8)[1]
+    return np.where(mask, tops.take(steps).reshape(height.shape), 0)
 
 
 def _join(hills: Labels, height: NDArray[np.float32]) -> Labels:
