@@ -104,7 +104,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
 
         with tifffile.TiffFile(path) as tiff:
             level = tiff.series[0].levels[0]
-            axes = _name_axes(level.axes, level.shape)
+            axes = name_axes(level.axes, level.shape)
             return int(level.shape[axes.index("Y")]), int(level.shape[axes.index("X")])
 
 
@@ -289,7 +289,7 @@ def _read_raster(path: Path, keep_palette: bool = False) -> NDArray[Any]:
         return np.array(raster)
 
 
-def _name_axes(axes: str, shape: tuple[int, ...]) -> str:
+def name_axes(axes: str, shape: tuple[int, ...]) -> str:
     """Give unnamed channel axes of a TIFF series the name ``S`` (samples)."""
     if len(axes) == 3 and axes[1:] == "YX" and axes[0] in "QI" and shape[2] <= 4 < min(shape[:2]):
         return "YXS"
@@ -303,7 +303,7 @@ def _read_tiff(path: Path, page: int) -> NDArray[Any]:
 
     with tifffile.TiffFile(path) as tiff:
         series = tiff.series[0].levels[0]
-        axes, shape = _name_axes(series.axes, series.shape), tuple(series.shape)
+        axes, shape = name_axes(series.axes, series.shape), tuple(series.shape)
         if not {"Y", "X"} <= set(axes):
             raise CellsegError(f"{path}: wanted an image with height and width, got axes {axes} of shape {shape}")
         stacked = [place for place, axis in enumerate(axes) if axis not in "YXSC"]

@@ -1,15 +1,16 @@
 """Read windows of images too large to hold, and write images so that windows can be read.
 
-A TIFF is read by window where its one full-resolution plane is uncompressed (memory map) or cut into tiles or
-strips of at most :data:`MAX_SEGMENT_BYTES`; only the segments that a window touches are decoded. Everything else
-(PNG, JPEG, a slide in one compressed strip) has to be decoded whole once: ``cellseg prepare`` does that and writes
-a tiled copy. What this gives up: windows of planes stored apart (planar configuration 2), volumes and movies.
+A TIFF is read by window where its one full-resolution plane, or each of its channels, is uncompressed (memory map) or
+cut into tiles or strips of at most :data:`MAX_SEGMENT_BYTES`; only the segments that a window touches are decoded.
+Everything else (PNG, JPEG, a slide in one compressed strip) has to be decoded whole once: ``cellseg prepare`` and
+``cellseg predict`` do that and write a tiled copy. What this gives up: windows of planes stored apart inside a page
+(planar configuration 2), volumes and movies.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from cellseg.config import NormalizeConfig
 from cellseg.core import CellsegError, Labels
 from cellseg.files import atomic_path
-from cellseg.images import check_ids, reading_file
+from cellseg.images import check_ids, name_axes, reading_file
 from cellseg.ranges import grid_step, value_range
 
 SLIDE_PIXELS = 2**23
@@ -52,8 +53,8 @@ def has_windows(path: str | Path) -> bool:
         with path.open("rb") as handle:
             if handle.read(2) not in (b"II", b"MM"):
                 return False
-        with _open_page(path) as page:
-            return page is not None
+        with _open_pages(path) as pages:
+            return len(pages) > 0
 
 
 def read_window(path: str | Path, rows: slice, columns: slice) -> NDArray[Any]:
@@ -82,14 +83,12 @@ def read_window(path: str | Path, rows: slice, columns: slice) -> NDArray[Any]:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
             _check_inside(path, rows, columns, array.shape)
             return np.array(array[rows, columns])
-        with _open_page(path) as page:
-            if page is None:
+        with _open_pages(path) as pages:
+            if not pages:
                 raise CellsegError(f"{path}: cannot be read by window; re-run 'cellseg prepare', which tiles it")
-            _check_inside(path, rows, columns, page.shape)
-            if page.is_memmappable:
-                mapped = page.asarray(out="memmap")[rows, columns]
-                return np.array(mapped, mapped.dtype.newbyteorder("="))
-            return _decode_window(page, rows, columns)
+            _check_inside(path, rows, columns, pages[0].shape)
+            planes = [_read_page(page, rows, columns) for page in pages]
+            return planes[0] if len(planes) == 1 else np.stack(planes, axis=-1)
 
 
 def read_label_window(path: str | Path, rows: slice, columns: slice) -> Labels:
@@ -139,9 +138,16 @@ def measure_ranges(path: str | Path, shape: tuple[int, int], rule: NormalizeConf
     list of (low, high)
         For each channel exactly the range that ``normalize`` uses on the whole image.
     """
+    return ranges_of_bands(read_bands(path, shape), shape, rule)
+
+
+def ranges_of_bands(
+    bands: Iterable[tuple[int, NDArray[Any]]], shape: tuple[int, int], rule: NormalizeConfig
+) -> list[tuple[float, float]]:
+    """Find what :func:`measure_ranges` finds in an image that comes as bands: first row, raw values ``(h, W[, C])``."""
     step = grid_step(shape[0] * shape[1])
     grid, lows, highs = [], [], []
-    for start, band in read_bands(path, shape):
+    for start, band in bands:
         planes = band.reshape(*band.shape[:2], -1)
         grid.append(planes[-start % step :: step, ::step])
         low, high = _extremes(planes)
@@ -179,15 +185,26 @@ def write_tiled(path: str | Path, image: NDArray[Any]) -> None:
 
 
 @contextmanager
-def _open_page(path: Path) -> Iterator[Any]:
-    """Yield the tifffile page that holds the one plane of a file, or None where it cannot be read by window."""
+def _open_pages(path: Path) -> Iterator[list[Any]]:
+    """Yield the tifffile pages of an image, one plane or one page a channel; none where it has no windows."""
     import tifffile
 
     with tifffile.TiffFile(path) as tiff:
         series = tiff.series[0].levels[0]
-        page = series.keyframe
-        one_plane = len(series.pages) == 1 and series.axes in ("YX", "YXS") and tuple(series.shape) == page.shape
-        yield page if one_plane and _is_cut_small(page) else None
+        shape, page, pages = tuple(series.shape), series.keyframe, list(series.pages)
+        one_plane = len(pages) == 1 and series.axes in ("YX", "YXS") and shape == page.shape
+        channels = (
+            len(pages) > 1 and name_axes(series.axes, shape) in ("CYX", "SYX") and (len(pages), *page.shape) == shape
+        )
+        whole = all(one is not None and one.parent is tiff for one in pages)  # not of several files
+        yield pages if whole and (one_plane or channels) and _is_cut_small(page) else []
+
+
+def _read_page(page: Any, rows: slice, columns: slice) -> NDArray[Any]:
+    if not page.keyframe.is_memmappable:
+        return _decode_window(page, rows, columns)
+    mapped = page.asarray(out="memmap")[rows, columns]
+    return np.array(mapped, mapped.dtype.newbyteorder("="))
 
 
 def _is_cut_small(page: Any) -> bool:
@@ -208,25 +225,26 @@ def _check_inside(path: Path, rows: slice, columns: slice, shape: tuple[int, ...
         )
 
 
-def _decode_window(page: Any, rows: slice, columns: slice) -> NDArray[Any]:
-    """Decode the tiles or strips that a window touches."""
+def _decode_window(stored: Any, rows: slice, columns: slice) -> NDArray[Any]:
+    """Decode the tiles or strips of a page that a window touches; its key frame, shared by like pages, describes it."""
+    page = stored.keyframe
     height = page.tilelength if page.is_tiled else min(page.rowsperstrip, page.imagelength)
     width = page.tilewidth if page.is_tiled else page.imagewidth
     across = -(-page.imagewidth // width)
     samples = page.samplesperpixel
     out = np.full((rows.stop - rows.start, columns.stop - columns.start, samples), page.nodata, page.dtype)
     options: dict[str, Any] = {"_fullsize": False}
-    if page.jpegtables is not None or page.jpegheader is not None:
-        options |= {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
+    if stored.jpegtables is not None or page.jpegheader is not None:
+        options |= {"jpegtables": stored.jpegtables, "jpegheader": page.jpegheader}
     down = range(rows.start // height, (rows.stop - 1) // height + 1)
     right = range(columns.start // width, (columns.stop - 1) // width + 1)
-    handle = page.parent.filehandle
+    handle = stored.parent.filehandle
     for row, column in itertools.product(down, right):
         index = row * across + column
-        if not page.databytecounts[index]:
+        if not stored.databytecounts[index]:
             continue  # a tile that was never written holds the file's "no data" value
-        handle.seek(page.dataoffsets[index])
-        segment, (_, _, y, x, _), shape = page.decode(handle.read(page.databytecounts[index]), index, **options)
+        handle.seek(stored.dataoffsets[index])
+        segment, (_, _, y, x, _), shape = page.decode(handle.read(stored.databytecounts[index]), index, **options)
         top, left = max(rows.start, y), max(columns.start, x)
         bottom, end = min(rows.stop, y + shape[1]), min(columns.stop, x + shape[2])
         piece = segment[0, top - y : bottom - y, left - x : end - x]

@@ -61,6 +61,23 @@ def test_a_window_is_the_crop_of_the_whole(tmp_path, kind):
         np.testing.assert_array_equal(got, image[rows, columns])
 
 
+@pytest.mark.parametrize("kind", ["uncompressed", "tiles", "strips", "pyramid", "one channel"])
+def test_channels_in_pages_of_their_own_are_the_last_axis(tmp_path, kind):
+    image, path = values(np.uint16, 1 if kind == "one channel" else 5), tmp_path / "a.ome.tif"
+    options = {"photometric": "minisblack", "metadata": {"axes": "CYX"}}
+    if kind != "uncompressed":
+        options |= {"compression": "zlib"} | ({"rowsperstrip": 40} if kind == "strips" else {"tile": (64, 64)})
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(image.transpose(2, 0, 1), subifds=1 if kind == "pyramid" else 0, **options)
+        if kind == "pyramid":
+            writer.write(image[::2, ::2].transpose(2, 0, 1), subfiletype=1, **(options | {"metadata": None}))
+    assert has_windows(path)
+    np.testing.assert_array_equal(read_image(path).reshape(image.shape), image)
+    for rows, columns in WINDOWS:
+        got = read_window(path, rows, columns)
+        np.testing.assert_array_equal(got, read_image(path)[rows, columns])
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32, np.bool_])
 @pytest.mark.parametrize("channels", [0, 1, 2, 3, 4])
 def test_a_tiled_copy_gives_back_every_value(tmp_path, dtype, channels):
@@ -91,7 +108,7 @@ def test_files_without_windows_are_told_apart(tmp_path, monkeypatch):
     image = values(np.uint8, 3)
     Pillow.fromarray(image).save(tmp_path / "a.png")
     Pillow.fromarray(image).save(tmp_path / "a.jpg")
-    tifffile.imwrite(tmp_path / "stack.tif", values(np.uint8, 3).transpose(2, 0, 1), photometric="minisblack")
+    tifffile.imwrite(tmp_path / "stack.tif", values(np.uint8, 5).transpose(2, 0, 1), photometric="minisblack")
     tifffile.imwrite(tmp_path / "planar.tif", image.transpose(2, 0, 1), photometric="rgb", planarconfig="separate")
     tifffile.imwrite(tmp_path / "strip.tif", image[..., 0], compression="zlib", rowsperstrip=333)
     for name in ("a.png", "a.jpg", "stack.tif", "planar.tif"):

@@ -14,9 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.images import read_image, read_size
+from cellseg.blocks import Region
+from cellseg.images import read_image
 from cellseg.labels import instance_areas
-from cellseg.windows import has_windows, is_slide, read_window
+from cellseg.slides import has_regions, is_zarr, read_region, read_slide, slide_size
+from cellseg.windows import is_slide
 
 BAND_ROWS = 512
 """Rows read at once to find the bounding boxes."""
@@ -39,7 +41,7 @@ class Pixels(Protocol):
 
 @dataclass(frozen=True)
 class FilePixels:
-    """The pixels of a TIFF that :func:`cellseg.windows.has_windows` takes, read by rectangle.
+    """The pixels of a file or OME-Zarr that :func:`cellseg.slides.has_regions` takes, read by rectangle.
 
     Attributes
     ----------
@@ -54,15 +56,16 @@ class FilePixels:
 
     def __getitem__(self, place: tuple[slice, slice], /) -> NDArray[Any]:
         """Return raw values of rows and columns inside the image."""
-        return read_window(self.path, *place)
+        rows, columns = place
+        return read_region(self.path, Region(rows.start, columns.start, rows.stop, columns.stop))
 
 
 def open_pixels(path: str | Path) -> Pixels:
     """Read an image as raw values, or give those of a slide by rectangle; raises CellsegError as ``read_image``."""
-    height, width = read_size(path)
-    if is_slide(height, width) and has_windows(path):
+    height, width = slide_size(path)
+    if is_slide(height, width) and has_regions(path):
         return FilePixels(Path(path), (height, width))
-    return read_image(path)
+    return read_slide(path) if is_zarr(path) else read_image(path)
 
 
 @dataclass(frozen=True)

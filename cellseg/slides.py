@@ -1,0 +1,224 @@
+"""Read images too large for memory by region: tiled and pyramidal TIFF, and OME-Zarr.
+
+Of a pyramid the finest level is read. OME-Zarr is read by the NGFF rules 0.1 to 0.5 (https://ngff.openmicroscopy.org):
+level 0 of the first ``multiscales``, channels last, of all axes but y, x and c the first plane, with a warning. A Zarr
+array without such rules is an image too. What this gives up: plates, volumes and movies as such, and Zarr on servers.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cellseg.blocks import Region
+from cellseg.config import NormalizeConfig
+from cellseg.core import CellsegError, Image
+from cellseg.images import normalize, read_size, to_three_channels
+from cellseg.windows import has_windows, ranges_of_bands, read_window
+
+_BAND_ROWS = 512
+
+
+@dataclass(frozen=True)
+class Slide:
+    """An image in a file, read by region and normalised as all of it would be: a :class:`cellseg.sources.Source`.
+
+    Attributes
+    ----------
+    path : Path
+        File for which :func:`has_regions` is true.
+    shape : (height, width)
+        In pixels.
+    rule : NormalizeConfig
+        How raw values become network input.
+    channel : int or None
+        Use this channel alone.
+    ranges : tuple of (low, high)
+        The raw values that become 0 and 1 in each channel used.
+    """
+
+    path: Path
+    shape: tuple[int, int]
+    rule: NormalizeConfig
+    channel: int | None
+    ranges: tuple[tuple[float, float], ...]
+
+    @property
+    def key(self) -> str:
+        """Tells this image from all others."""
+        return f"{self.path} {self.channel} {self.ranges}"
+
+    def read(self, region: Region) -> Image:
+        """Return the normalised pixels of a region, float32 ``(h, w, 3)``."""
+        raw = _only(read_region(self.path, region), self.channel)
+        return normalize(raw, self.rule, ranges=self.ranges)
+
+
+def open_slide(path: str | Path, rule: NormalizeConfig, channel: int | None = None) -> Slide:
+    """Open an image to be read by region; its range of values is measured in one pass over all of it.
+
+    Parameters
+    ----------
+    path : str or Path
+        File for which :func:`has_regions` is true.
+    rule : NormalizeConfig
+        How raw values become network input.
+    channel : int, optional
+        Use this channel alone.
+
+    Raises
+    ------
+    CellsegError
+        If the file is damaged, there is no such channel, or there are more than four and none is chosen.
+    """
+    path, shape = Path(path), slide_size(path)
+    pixel = read_region(path, Region(0, 0, 1, 1))
+    to_three_channels(pixel, channel)
+    if rule.rule == "none":
+        ranges = ranges_of_bands([(0, _only(pixel, channel))], (1, 1), rule)
+    else:
+        ranges = ranges_of_bands(_bands(path, shape, channel), shape, rule)
+    return Slide(path, shape, rule, channel, tuple(ranges))
+
+
+def is_zarr(path: str | Path) -> bool:
+    """Whether a path is a folder that holds a Zarr group or array."""
+    return any((Path(path) / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray"))
+
+
+def has_regions(path: str | Path) -> bool:
+    """Whether a region of an image can be read without decoding all of it; see :func:`cellseg.windows.has_windows`."""
+    return is_zarr(path) or has_windows(path)
+
+
+def slide_size(path: str | Path) -> tuple[int, int]:
+    """Read ``(height, width)`` in pixels of an image file or OME-Zarr, without its pixels."""
+    path = Path(path)
+    if not is_zarr(path):
+        return read_size(path)
+    with _reading(path):
+        array, axes = _finest(path)
+        return array.shape[axes.index("y")], array.shape[axes.index("x")]
+
+
+def read_region(path: str | Path, region: Region) -> NDArray[Any]:
+    """Read a region as raw values ``(h, w)`` or ``(h, w, C)``; raises CellsegError if the file is damaged."""
+    path = Path(path)
+    if not is_zarr(path):
+        return read_window(path, region.rows, region.columns)
+    with _reading(path):
+        array, axes = _finest(path)
+        parts = {"y": region.rows, "x": region.columns, "c": slice(None)}
+        pixels = np.asarray(array[tuple(parts.get(axis, 0) for axis in axes)])
+        kept = [axis for axis in axes if axis in parts]
+        return np.ascontiguousarray(pixels.transpose([kept.index(axis) for axis in "yxc" if axis in kept]))
+
+
+def read_slide(path: str | Path) -> NDArray[Any]:
+    """Read all of an image for which :func:`has_regions` is true as raw values."""
+    return read_region(path, Region.whole(slide_size(path)))
+
+
+def pixel_size(path: str | Path) -> tuple[tuple[float, float], str | None]:
+    """Return the size ``(y, x)`` of a pixel of an OME-Zarr and its unit; ``(1, 1)`` and None where nothing is said."""
+    with _reading(Path(path)):
+        scales = _multiscales(Path(path))[1]
+        if scales is None:
+            return (1.0, 1.0), None
+        axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in scales.get("axes", [])]
+        names = [axis["name"] for axis in axes]
+        steps = scales["datasets"][0].get("coordinateTransformations", [])
+        scale = next((step["scale"] for step in steps if step.get("type") == "scale"), None)
+        if scale is None or not {"y", "x"} <= set(names):
+            return (1.0, 1.0), None
+        unit = axes[names.index("y")].get("unit")
+        return (float(scale[names.index("y")]), float(scale[names.index("x")])), unit
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn whatever Zarr raises on a damaged folder into a CellsegError, one line that names the folder."""
+    try:
+        yield
+    except CellsegError:
+        raise
+    except Exception as error:  # codecs raise many types, from RuntimeError to zlib.error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CellsegError(f"{path}: cannot be read, it may be damaged or cut short ({reason[:200]})") from error
+
+
+def _only(raw: NDArray[Any], channel: int | None) -> NDArray[Any]:
+    return raw if channel is None or raw.ndim == 2 else raw[..., channel]
+
+
+def _bands(path: Path, shape: tuple[int, int], channel: int | None) -> Iterator[tuple[int, NDArray[Any]]]:
+    from cellseg.progress import track
+
+    rows = _band_rows(path)
+    starts = range(0, shape[0], rows)
+    for start in track(starts, f"{path.name}: measuring", total=len(starts)):
+        region = Region(start, 0, min(start + rows, shape[0]), shape[1])
+        yield start, _only(read_region(path, region), channel)
+
+
+def _band_rows(path: Path) -> int:
+    """Rows read in one go: whole chunks where these are not too high."""
+    if not is_zarr(path):
+        return _BAND_ROWS
+    with _reading(path):
+        array, axes = _finest(path)
+        high = int(array.chunks[axes.index("y")])
+    return max(1, _BAND_ROWS // high) * high if high <= 2 * _BAND_ROWS else _BAND_ROWS
+
+
+def _finest(path: Path) -> tuple[Any, str]:
+    """Return the array of an image at full resolution and its axes in lower case, one letter each."""
+    import zarr
+
+    folder, scales = _multiscales(path)
+    if scales is None:
+        array = zarr.open_array(folder, mode="r")
+        axes = _guess_axes(array.shape)
+    else:
+        array = zarr.open_array(folder / scales["datasets"][0]["path"], mode="r")
+        named = scales.get("axes") or list("tczyx")[-array.ndim :]
+        axes = "".join((axis["name"] if isinstance(axis, dict) else axis)[:1] for axis in named).lower()
+    if len(axes) != array.ndim or not {"y", "x"} <= set(axes) or array.dtype.kind not in "buif":
+        raise CellsegError(f"{path}: wanted an image with axes y and x, got {array.dtype} of shape {array.shape}")
+    others = [(axis, size) for axis, size in zip(axes, array.shape, strict=True) if axis not in "yxc" and size > 1]
+    if others:
+        left_out = [f"{axis}={size}" for axis, size in others]
+        warnings.warn(f"{path}: the first plane is read ({', '.join(left_out)}); the others are left out", stacklevel=3)
+    return array, axes
+
+
+def _guess_axes(shape: tuple[int, ...]) -> str:
+    """Name the axes of an array without names as :mod:`cellseg.images` does those of a TIFF."""
+    if len(shape) == 3:
+        return "yxc" if shape[2] <= 4 < min(shape[:2]) else "cyx"
+    return "tczyx"[-len(shape) :]
+
+
+def _multiscales(path: Path) -> tuple[Path, dict[str, Any] | None]:
+    """Return the group of an image and its first ``multiscales``; None for a bare array."""
+    import zarr
+
+    found = zarr.open(path, mode="r")
+    if not isinstance(found, zarr.Group):
+        return path, None
+    attributes: dict[str, Any] = dict(found.attrs)
+    attributes |= attributes.get("ome") or {}
+    if "multiscales" in attributes:
+        return path, attributes["multiscales"][0]
+    if "bioformats2raw.layout" in attributes and "0" in found:
+        return _multiscales(path / "0")
+    if "plate" in attributes:
+        raise CellsegError(f"{path}: is a plate of many images; give those of its wells, such as {path.name}/A/1/0")
+    raise CellsegError(f"{path}: a Zarr group without an image (no 'multiscales'); give the image inside it")
