@@ -7,7 +7,7 @@ the image alone, so what the network says of a pixel does not depend on the bloc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -148,6 +148,11 @@ class Block:
     core: Region
 
     @property
+    def place(self) -> tuple[int, int]:
+        """Its row and column."""
+        return self.row, self.column
+
+    @property
     def name(self) -> str:
         """Name of its files, such as ``0003-0011``."""
         return f"{self.row:04}-{self.column:04}"
@@ -167,8 +172,6 @@ class Plan:
         Largest side of a core, in pixels at the scale of decoding.
     halo, largest_halo : int
         Context around a core in pixels of the image, and up to where it grows around cells it would cut.
-    decoding : mapping
-        What decoding takes from the image as a whole, as keyword arguments of ``decode``.
     """
 
     shape: tuple[int, int]
@@ -176,7 +179,6 @@ class Plan:
     block: int
     halo: int
     largest_halo: int
-    decoding: dict[str, float] = field(default_factory=dict)
 
     def blocks(self) -> list[Block]:
         """List the blocks row by row; their cores are of about equal size, and every pixel is in exactly one."""

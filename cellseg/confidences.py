@@ -7,7 +7,6 @@ half written and no reader of images takes the scores for one. Any method may wr
 from __future__ import annotations
 
 import csv
-import math
 from pathlib import Path
 
 import numpy as np
@@ -77,8 +76,12 @@ def write_confidences(labels_path: str | Path, labels: Labels, scores: NDArray[n
     CellsegError
         If there is not one score a cell, or the file cannot be written.
     """
+    return write_scores(labels_path, instance_areas(labels)[0], scores)
+
+
+def write_scores(labels_path: str | Path, ids: NDArray[np.int64], scores: NDArray[np.float64]) -> Path:
+    """Write the scores of the cells with these ids, ascending; see :func:`write_confidences`."""
     path = scores_path(labels_path)
-    ids = instance_areas(labels)[0]
     if scores.shape != ids.shape:
         raise CellsegError(f"{path}: wanted one score for each of {len(ids)} cells, got shape {scores.shape}")
     rows = [f"{label},{score:.9g}" for label, score in zip(ids.tolist(), scores.tolist(), strict=True)]
@@ -110,6 +113,22 @@ def read_confidences(labels_path: str | Path, labels: Labels) -> NDArray[np.floa
     path = scores_path(labels_path)
     if not path.exists():
         return None
+    known, scores = read_scores(labels_path)
+    ids = instance_areas(labels)[0]
+    if not np.array_equal(known, ids):
+        raise CellsegError(
+            f"{path}: wanted one finite score for each of the {len(ids)} cells of {Path(labels_path).name}, "
+            f"found {len(known)} rows that do not fit; predict the image again"
+        )
+    return scores
+
+
+def read_scores(labels_path: str | Path) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Read the ids, ascending, and the scores of the cells of a label image, without the image.
+
+    Raises CellsegError if the file cannot be read, is not of the form ``label,score``, or a score is not finite.
+    """
+    path = scores_path(labels_path)
     try:
         with path.open(encoding="utf-8", newline="") as handle:
             rows = list(csv.reader(handle))
@@ -117,15 +136,12 @@ def read_confidences(labels_path: str | Path, labels: Labels) -> NDArray[np.floa
             raise CellsegError(
                 f"{path}: wanted the columns {','.join(COLUMNS)}, found {','.join(rows[0] if rows else [])}"
             )
-        found = {int(label): float(score) for label, score in rows[1:]}
+        found = sorted((int(label), float(score)) for label, score in rows[1:])
     except CellsegError:
         raise
     except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
         raise CellsegError(f"{path}: is not a table of label,score ({error}); predict the image again") from error
-    ids = instance_areas(labels)[0].tolist()
-    if sorted(found) != ids or len(found) != len(rows) - 1 or not all(map(math.isfinite, found.values())):
-        raise CellsegError(
-            f"{path}: wanted one finite score for each of the {len(ids)} cells of {Path(labels_path).name}, "
-            f"found {len(rows) - 1} rows that do not fit; predict the image again"
-        )
-    return np.array([found[label] for label in ids], np.float64)
+    ids, scores = np.array([label for label, _ in found], np.int64), np.array([score for _, score in found])
+    if not np.isfinite(scores).all():
+        raise CellsegError(f"{path}: wanted one finite score for each cell; predict the image again")
+    return ids, scores.astype(np.float64)

@@ -6,6 +6,7 @@ feed the network differently from how it was trained.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -70,6 +71,14 @@ class Segmenter:
         """Number of the network's parameters."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
+    @property
+    def fingerprint(self) -> str:
+        """Tells the network and its configuration from all others."""
+        digest = hashlib.sha256(self.config.model_dump_json().encode())
+        for name, tensor in self.model.state_dict().items():
+            digest.update(name.encode() + tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
     def segment(self, image: NDArray[Any], *, diameter: float | None = None, channel: int | None = None) -> Labels:
         """Segment one raw image.
 
@@ -87,7 +96,7 @@ class Segmenter:
         ndarray of int32, shape (H, W)
             Consecutive ids, 0 is background.
         """
-        return self.segment_normalized(*self._prepare(image, diameter, channel))
+        return self.segment_normalized(*self.prepare(image, diameter, channel))
 
     def segment_with_scores(
         self, image: NDArray[Any], *, diameter: float | None = None, channel: int | None = None
@@ -103,9 +112,14 @@ class Segmenter:
         scores : ndarray of float64, shape (n,)
             Mean foreground probability inside each cell, in order of ascending id, at the scale of decoding.
         """
-        normal, diameter = self._prepare(image, diameter, channel)
-        decoded, maps = self._decode(normal, diameter)
-        labels = resize_labels(decoded, (normal.shape[0], normal.shape[1]))
+        return self.segment_normalized_with_scores(*self.prepare(image, diameter, channel))
+
+    def segment_normalized_with_scores(
+        self, image: Image, diameter: float | None
+    ) -> tuple[Labels, NDArray[np.float64]]:
+        """Do what :meth:`segment_with_scores` does with a normalised image ``(H, W, 3)`` of known cell diameter."""
+        decoded, maps = self._decode(image, diameter)
+        labels = resize_labels(decoded, (image.shape[0], image.shape[1]))
         foreground = representation(self.config.representation).foreground(maps)
         kept = np.isin(instance_areas(decoded)[0], instance_areas(labels)[0])
         return _consecutive(labels), mean_inside(decoded, foreground)[kept]
@@ -115,9 +129,10 @@ class Segmenter:
         decoded = self._decode(image, diameter)[0]
         return _consecutive(resize_labels(decoded, (image.shape[0], image.shape[1])))
 
-    def _prepare(self, image: NDArray[Any], diameter: float | None, channel: int | None) -> tuple[Image, float | None]:
+    def prepare(self, image: NDArray[Any], diameter: float | None, channel: int | None) -> tuple[Image, float]:
+        """Normalise a raw image, and find its typical cell diameter where that is not given."""
         normal = normalize(image, self.config.normalize, channel)
-        return normal, self._default_diameter(normal) if diameter is None else diameter
+        return normal, self.diameter_of(InMemory(normal)) if diameter is None else diameter
 
     def _decode(self, image: Image, diameter: float | None) -> tuple[Labels, Maps]:
         """Return labels and the maps they were decoded from: at the image's scale, or at the network's if larger."""
@@ -149,11 +164,14 @@ class Segmenter:
                 return self._resampled(self._seen, shown, source.shape, region)
             return self._seen(shown, region)
 
-    def decode(self, maps: Maps, zoom: float, **typical: float) -> Labels:
-        """Decode maps of an image shown at a zoom; ``typical`` is what a part of it is told about the whole."""
-        min_size = round(self.settings.min_size / min(zoom, 1) ** 2)  # the maps of shrunken images were enlarged
+    def decode(self, maps: Maps, zoom: float) -> Labels:
+        """Decode maps, which :meth:`maps_of` made, of an image shown at a zoom."""
         with self._timed("decode"):
-            return representation(self.config.representation).decode(maps, min_size=min_size, **typical)
+            return representation(self.config.representation).decode(maps, min_size=self.min_size(zoom))
+
+    def min_size(self, zoom: float) -> int:
+        """Return how many pixels a cell has at least, at the scale of decoding an image shown at a zoom."""
+        return round(self.settings.min_size / min(zoom, 1) ** 2)  # the maps of shrunken images were enlarged
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -184,14 +202,15 @@ class Segmenter:
         maps = self.flipped_maps(resize_image(image, zoom), ())
         return representation(self.config.representation).decode(maps, min_size=self.settings.min_size)
 
-    def _default_diameter(self, image: Image) -> float | None:
+    def diameter_of(self, source: Source) -> float:
+        """Return the typical cell diameter of an image in its pixels, as ``settings.diameter`` wants it found."""
         policy = self.settings.diameter
         known = self.about.get("diameter") or self.config.reference_diameter
         if policy == "model":
             return float(known)
         if isinstance(policy, float | int):
             return float(policy)
-        return self.estimate_diameter(image) or float(known)
+        return self.estimate_diameter_of(source) or float(known)
 
     def maps(self, image: Image) -> Maps:
         """Return raw maps ``(K, H, W)`` of a normalised image at the network's scale, window by window.
@@ -234,7 +253,8 @@ class Segmenter:
         return self.settings.tile * 3 // 2
 
     def _look(self, images: NDArray[np.float32], axes: tuple[int, ...]) -> torch.Tensor:
-        x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).to(self.device)
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+        x = torch.empty(pixels.shape, memory_format=torch.channels_last).copy_(pixels).to(self.device)  # strides matter
         dimensions = [axis + 2 for axis in axes]
         with torch.inference_mode():
             maps = torch.flip(self._forward(torch.flip(x, dimensions)), dimensions)

@@ -43,6 +43,10 @@ class Kept:
         self._limit, self._bytes = limit, 0
         self._maps: OrderedDict[Any, torch.Tensor] = OrderedDict()
 
+    def __reduce__(self) -> tuple[type[Kept], tuple[int]]:
+        """Send none of it along to another process."""
+        return Kept, (self._limit,)
+
     def get(self, key: Any) -> torch.Tensor | None:
         """Return what was kept under a key."""
         if key in self._maps:

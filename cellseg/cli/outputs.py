@@ -12,14 +12,15 @@ import typer
 from cellseg.cli.app import check_known
 
 if TYPE_CHECKING:
-    from cellseg.outputs import Pixels
+    import numpy as np
+    from numpy.typing import NDArray
 
 Formats = Annotated[
     list[str] | None,
     typer.Option(
         "--format",
-        help="Outlines beside the label image (tif), which is always written: geojson for QuPath, roi for Fiji, "
-        "or both as geojson,roi.",
+        help="Of the label image, tif or zarr (OME-Zarr with a pyramid), and of outlines beside it, geojson for QuPath "
+        "and roi for Fiji; several with commas: zarr,geojson.",
     ),
 ]
 Measure = Annotated[
@@ -41,27 +42,27 @@ class Wanted:
         Of :data:`cellseg.outputs.OUTLINE_FORMATS`.
     measure : Path or None
         Table of the cells of all images.
+    as_zarr : bool
+        Whether the label image is an OME-Zarr.
     """
 
     formats: Collection[str]
     measure: Path | None
+    as_zarr: bool = False
 
-    def write(self, labels_path: Path, labels: Pixels, image_path: Path) -> None:
-        """Write it for one image, once its label image and its scores are there."""
+    def write(self, target: Path, labels_path: Path, image_path: Path, scores: NDArray[np.float64]) -> None:
+        """Write it for one image, once its label image is there, under names like the target's."""
         if not self.formats and self.measure is None:
             return
-        import numpy as np
-
-        from cellseg.confidences import read_confidences
         from cellseg.outputs import open_pixels, write_outputs
 
         write_outputs(
-            labels_path,
-            labels,
+            target,
+            open_pixels(labels_path),
             formats=self.formats,
             table_suffix=None if self.measure is None else self.measure.suffix.lower(),
             image=None if self.measure is None else open_pixels(image_path),
-            scores=read_confidences(labels_path, labels) if isinstance(labels, np.ndarray) else None,
+            scores=scores,
         )
 
     def join(self, labels_paths: Sequence[Path]) -> None:
@@ -98,4 +99,4 @@ def wanted(formats: Sequence[str], measure: Path | None, label_formats: tuple[st
     names = [name.strip() for text in formats for name in text.split(",")]
     for name in names:
         check_known("format", name, (*label_formats, *OUTLINE_FORMATS))
-    return Wanted([name for name in OUTLINE_FORMATS if name in names], measure)
+    return Wanted([name for name in OUTLINE_FORMATS if name in names], measure, as_zarr="zarr" in names)

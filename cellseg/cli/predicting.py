@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,7 +15,7 @@ from cellseg.core import CellsegError
 
 @app.command()
 def predict(  # noqa: PLR0913 (options of a command line)
-    images: Annotated[list[Path], typer.Argument(help="Image files, folders, or an index.csv.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, OME-Zarr, folders of these, or an index.csv.")],
     out: Annotated[Path, typer.Option(help="Folder of the label images.")],
     model: Annotated[str, typer.Option(help="Weights file or run folder.")] = "teacher",
     diameter: Annotated[float | None, typer.Option(help="Cell diameter in pixels; estimated by default.")] = None,
@@ -24,26 +25,53 @@ def predict(  # noqa: PLR0913 (options of a command line)
     ] = False,
     formats: Formats = None,
     measure: Measure = None,
+    block: Annotated[
+        int, typer.Option(min=64, help="Side in pixels of the blocks into which larger images are cut; bounds memory.")
+    ] = 2048,
+    on_error: Annotated[
+        Literal["skip", "stop"],
+        typer.Option(
+            "--on-error", help="An image that cannot be used is named and left out (exit status 1), or stops."
+        ),
+    ] = "skip",
     device: Device = "auto",
 ) -> None:
-    """Segment images and write one label image each; if wanted, outlines for QuPath and Fiji and measurements too."""
+    """Segment images and write one label image each; if wanted, outlines for QuPath and Fiji and measurements too.
+
+    Slides larger than memory are segmented block by block, and cells are joined across the seams. What a stopped run
+    finished of a slide is kept in OUT: the same command goes on there.
+    """
     from cellseg.config import PredictConfig
 
+    if diameter is not None and not 0 < diameter < math.inf:
+        raise CellsegError(f"--diameter {diameter:g}: wanted a number of pixels above 0")
     files = expand(images)
-    beside = wanted(formats or (), measure)
-    from cellseg.predict import load, predict_files
+    beside = wanted(formats or (), measure, ("tif", "zarr"))
+    from cellseg.predict import load
+    from cellseg.predict_images import predict_images
+    from cellseg.predict_slides import Wish
     from cellseg.progress import track
 
     segmenter = load(model, device=device, settings=PredictConfig(tta=tta))
-    todo = [(name, path, diameter) for name, path in files]
-    total = 0
-    found = track(predict_files(segmenter, todo, out, channel), "segmenting", total=len(todo))
-    for (name, labels), (_, path) in zip(found, files, strict=True):
-        total += int(labels.max(initial=0))
-        beside.write(out / f"{name}.tif", labels, path)
-    say(f"{len(todo)} images, {total} cells")
+    wish = Wish(diameter, channel, block, as_zarr=beside.as_zarr)
+    total, targets, failed = 0, [], 0
+    for file in track(files, "segmenting", total=len(files)):
+        try:
+            for found in predict_images(segmenter, [file], out, wish, say):
+                total += len(found.scores)
+                targets.append(found.target)
+                beside.write(found.target, found.labels, found.image, found.scores)
+        except CellsegError as error:
+            if on_error == "stop":
+                raise
+            failed += 1
+            say(f"left out: {' '.join(str(error).split())}")
+    say(f"{len(targets)} images, {total} cells" + (f"; {failed} of {len(files)} images left out" if failed else ""))
     print(out)
-    beside.join([out / f"{name}.tif" for name, _ in files])
+    if targets:
+        beside.join(targets)
+    if failed:
+        raise typer.Exit(1)
 
 
 def expand(images: list[Path], *, unlabelled: bool = False) -> list[tuple[str, Path]]:
@@ -52,6 +80,7 @@ def expand(images: list[Path], *, unlabelled: bool = False) -> list[tuple[str, P
     With ``unlabelled``, of an index only the images that have no labels.
     """
     from cellseg.images import find_images
+    from cellseg.slides import is_zarr
 
     files: list[tuple[str, Path]] = []
     for path in images:
@@ -60,16 +89,17 @@ def expand(images: list[Path], *, unlabelled: bool = False) -> list[tuple[str, P
 
             records = [record for record in read_index(path) if not (unlabelled and record.has_labels)]
             files += [(record.id, record.image) for record in records]
-        elif path.is_dir():
-            files += [(found.name.split(".")[0], found) for found in find_images(path)]
-        elif path.is_file():
+        elif path.is_dir() and not is_zarr(path):
+            found = [*find_images(path), *(folder for folder in path.iterdir() if is_zarr(folder))]
+            files += [(one.name.split(".")[0], one) for one in sorted(found)]
+        elif path.exists():
             files.append((path.name.split(".")[0], path))
         else:
             raise CellsegError(f"{path}: no such image or folder")
     seen: dict[str, Path] = {}
     for name, path in files:
         if name in seen:
-            raise CellsegError(f"{path} and {seen[name]} would both be written as {name}.tif; predict them apart")
+            raise CellsegError(f"{path} and {seen[name]} would both be written as '{name}'; predict them apart")
         seen[name] = path
     if not files:
         raise CellsegError(f"{', '.join(map(str, images))}: no image found")
