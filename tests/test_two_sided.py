@@ -73,6 +73,16 @@ def test_scores_of_something_else_are_passed_over(runs, tmp_path, spoilt):
     assert [method.name for method in with_start(read_methods([end]))] == ["learn"]
 
 
+def test_another_index_is_other_conditions_only_where_it_gives_the_scale(runs):
+    for diameter, home in ((12.0, runs[0]), ("index", None)):
+        for folder, index in ((runs[0], "one.csv"), (runs[1], "two.csv")):
+            values = json.loads((folder / "config.json").read_text())
+            values["data"]["evaluate"] = [{"name": "target", "index": index}]
+            values["predict"]["diameter"] = diameter
+            (folder / "config.json").write_text(json.dumps(values))
+        assert find_scores(read_folder(runs[1]), "target") == home
+
+
 def test_scores_kept_within_the_run_are_used_while_newer_than_the_weights(runs, tmp_path):
     start, end = runs
     kept = write_run(end / "start", tmp_path / "images" / "index.csv", {"a": 4, "b": 1, "c": 4})
@@ -259,7 +269,7 @@ def test_the_terminal_shows_the_same(runs, capsys, monkeypatch):
     rows = [" ".join(line.split()) for line in lines]
     assert "target F1@0.5 0.889 0.800 -0.089" in rows
     assert "0.667 to 1.000 0.400 to 1.000 -0.600 to +0.333" in rows
-    assert "1.000 → 0.400 target: c" in rows
+    assert "1.000 to 0.400 target: c" in rows
     assert "cycle (decided) 0.500 0.600 0.50 0.100" in rows
     assert any(row.startswith("distance from the start: ") and row.endswith("furthest: head 0.500") for row in rows)
     assert rows[-1] == f"T{SUMMARY['decision'][1:]}."

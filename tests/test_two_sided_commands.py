@@ -1,6 +1,7 @@
 """Commands after an adaptation, with a network that was never trained: evaluate, report, and the end of adapt."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -92,6 +93,17 @@ def test_cells_of_the_first_and_last_method_are_compared(user_run):
         ("changed most", None, ""),
         ("changed least", None, ""),
     ]
+
+
+def test_seeds_without_labels_are_reported_together(user_run, monkeypatch, capsys):
+    seeds = user_run.parent / "seeds"
+    for name in ("s0", "s1"):
+        shutil.copytree(user_run, seeds / name)
+    code, _, err = command(monkeypatch, capsys, "report", seeds, "--device", "cpu")
+    assert (code, err) == (0, "")
+    text = (seeds / "report.html").read_text(encoding="utf-8")
+    assert "In 2 images without labels teach found" in text
+    assert "Seed 1: the weights of step 10 are handed out" in text
 
 
 def test_a_start_that_is_gone_is_said_and_the_rest_is_shown(user_run, monkeypatch, capsys):

@@ -100,25 +100,30 @@ def conclude(folder: Path, how: Scoring, *, evaluate: bool) -> None:
         say(f"\npictures and every figure: cellseg report {folder}")
 
 
-def look_at_unlabelled(folder: Path, device: str) -> None:
-    """Segment, before and after, the images that an adaptation without anything to score is reported by.
+def look_at_unlabelled(runs: Sequence[Path], device: str) -> None:
+    """Segment, before and after, the images that adaptations without anything to score are reported by.
 
-    They are those that the run watched, else the first of each group, and lie under ``predictions/unlabelled`` of
-    the run and of ``RUN/start``. Nothing is done where something is scored or they are there already.
+    They are those that a run watched, else the first of each group, and lie under ``predictions/unlabelled`` of the
+    run and of ``RUN/start``. Nothing is done where something is scored, or for images that are there already.
     """
-    from cellseg.report.runs import is_label_free
+    from cellseg.report.runs import is_label_free, seed_folders
+
+    folders = [seed for run in runs for seed in seed_folders(run)]
+    if any((folder / "scores").is_dir() or not (folder / "config.json").is_file() for folder in folders):
+        return
+    for folder in folders:
+        run = run_config(folder)
+        if is_label_free(run):
+            _segment_both(folder, run, device)
+
+
+def _segment_both(folder: Path, run: RunConfig, device: str) -> None:
     from cellseg.report.start import FOLDER
 
-    if not (folder / "config.json").is_file() or any((folder / "scores").glob("*")):
-        return
-    run = run_config(folder)
-    if not is_label_free(run):
-        return
     records = _unlabelled(run)
     _segment(folder, folder, records, str(folder), device)
-    start = _start_weights(folder, run)
     try:
-        _segment(folder, folder / FOLDER, records, start, device)
+        _segment(folder, folder / FOLDER, records, _start_weights(folder, run), device)
     except CellsegError as error:
         say(f"the start is not shown: {error}")
 

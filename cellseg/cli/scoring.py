@@ -149,8 +149,7 @@ def report(
         from cellseg.cli.runs import look_at_unlabelled
         from cellseg.report.page import write_page
 
-        if len(runs) == 1:
-            look_at_unlabelled(runs[0], device)
+        look_at_unlabelled(runs, device)
         write_page(runs, path, evaluation=evaluation, images=images, title=title)
     print(path)
 

@@ -57,7 +57,8 @@ def _show_curves(console: Console, method: Method) -> None:
     console.print(f"\nover {steps:,.0f} steps", markup=False)
     for name, series in drawn:
         values = [value for _, value in series]
-        ends = f"{plain(values[0]):>8} {sparkline(values):<24} {plain(values[-1])}"
+        curve = sparkline(values) if console.encoding.startswith("utf") else "to"
+        ends = f"{plain(values[0]):>8} {curve:<24} {plain(values[-1])}"
         console.print(f"  {name:<12}{ends}", markup=False)
 
 
@@ -135,5 +136,5 @@ def _show_losses(console: Console, methods: Sequence[Method], names: Sequence[st
         return
     console.print("images that lost most F1@0.5", markup=False)
     for loss in losses:
-        change = f"{loss.before:.3f} → {loss.after:.3f}"
+        change = f"{loss.before:.3f} to {loss.after:.3f}"
         console.print(f"  {change}  {loss.evaluation}: {loss.image}", markup=False, soft_wrap=True)

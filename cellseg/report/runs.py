@@ -103,7 +103,7 @@ def read_methods(folders: Sequence[Path]) -> list[Method]:
     """
     runs: dict[Path, list[Run]] = {}
     seen: set[Path] = set()
-    for folder in (seed for named in folders for seed in _seed_folders(named)):
+    for folder in (seed for named in folders for seed in seed_folders(named)):
         if folder.resolve() in seen:
             raise CellsegError(f"{folder}: the same run is named twice")
         seen.add(folder.resolve())
@@ -120,7 +120,7 @@ def read_methods(folders: Sequence[Path]) -> list[Method]:
     ]
 
 
-def _seed_folders(folder: Path) -> Iterator[Path]:
+def seed_folders(folder: Path) -> Iterator[Path]:
     """Yield the folder itself, or the seeds in it where it is the parent of some."""
     if not folder.is_dir():
         raise CellsegError(f"{folder}: no such run folder")

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cellseg.config import read_run
+from cellseg.config import RunConfig, read_run
 from cellseg.core import CellsegError
 from cellseg.metrics.scores import read_scores
 from cellseg.report.runs import Method, Run, is_label_free, read_folder
@@ -81,7 +81,11 @@ def find_scores(run: Run, name: str) -> Path | None:
         return None
     weights = find_weights(run.folder, run.start)
     homes = [run.folder / FOLDER]
-    if weights is not None and weights.name == WEIGHTS and _settings_of(weights.parent) == run.config.predict:
+    if (
+        weights is not None
+        and weights.name == WEIGHTS
+        and _conditions(weights.parent, name) == _conditions_of(run.config, name)
+    ):
         homes.append(weights.parent)
     for home in homes:
         table = home / "scores" / f"{name}.csv"
@@ -91,11 +95,17 @@ def find_scores(run: Run, name: str) -> Path | None:
     return None
 
 
-def _settings_of(folder: Path) -> object:
+def _conditions(folder: Path, name: str) -> object:
     try:
-        return read_run(folder / "config.json").predict
+        return _conditions_of(read_run(folder / "config.json"), name)
     except CellsegError:
         return None
+
+
+def _conditions_of(config: RunConfig, name: str) -> object:
+    """Return what predictions of a set depend on but weights and images: of the index only where it gives the scale."""
+    index = next((chosen.index for chosen in config.data.evaluate if chosen.name == name), None)
+    return config.predict, index if config.predict.diameter == "index" else None
 
 
 def _are_alike(scores: pd.DataFrame, table: Path) -> bool:
