@@ -18,6 +18,7 @@ from cellseg.confidences import SUFFIX, read_confidences
 from cellseg.core import CellsegError, Labels
 from cellseg.datasets.coco import CocoFile, CocoImage, decode_polygons, rasterise, read_coco
 from cellseg.images import read_labels
+from cellseg.memory import require_room
 from cellseg.metrics.coco_ap import CocoScores, CocoTruth, livecell_ap
 from cellseg.metrics.scores import write_scores
 from cellseg.pairing import find_predictions
@@ -109,8 +110,9 @@ def _list_images(file: CocoFile) -> list[CocoImage]:
                 f"{file.path}: id {image.id} names two images, {images[image.id].stem} and {image.stem}, so that their "
                 "annotations cannot be told apart; correct the file"
             )
-        if not image.height or not image.width:
+        if not image.height or not image.width or min(image.height, image.width) < 1:
             raise CellsegError(f"{file.path}: image {image.stem} has no width and height; add them to the file")
+        require_room(f"{file.path}: image {image.stem}", (image.height, image.width), 4)
     if not images:
         raise CellsegError(f"{file.path}: lists no image to score against")
     return [images[image_id] for image_id in sorted(images)]

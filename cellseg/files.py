@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cellseg.core import CellsegError
@@ -42,10 +42,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             f"{final}: cannot be written ({error.strerror or error}); is the disk full or read-only?"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # such as: its folder is a file
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
+    """Write UTF-8 text atomically; raises CellsegError as :func:`atomic_path`, and if the text cannot be UTF-8."""
+    try:
+        encoded = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        near = ascii(text[max(0, error.start - 20) : error.end + 20])
+        raise CellsegError(f"{path}: cannot be written: {near} is no UTF-8; rename the file of that name") from None
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(encoded)

@@ -28,7 +28,9 @@ from numpy.typing import NDArray
 from cellseg.config import NormalizeConfig
 from cellseg.core import CellsegError, Image, Labels
 from cellseg.files import atomic_path
+from cellseg.memory import require_file, require_plausible, require_room
 from cellseg.ranges import value_range
+from cellseg.tiff import open_tiff
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -99,13 +101,16 @@ def read_size(path: str | Path) -> tuple[int, int]:
     with reading_file(path):
         if _kind(path) != "tiff":
             with _open_raster(path) as raster:
+                require_plausible(path, raster.height, raster.width)
                 return raster.height, raster.width
-        import tifffile
-
-        with tifffile.TiffFile(path) as tiff:
+        with open_tiff(path) as tiff:
             level = tiff.series[0].levels[0]
             axes = name_axes(level.axes, level.shape)
-            return int(level.shape[axes.index("Y")]), int(level.shape[axes.index("X")])
+            if not {"Y", "X"} <= set(axes) or 0 in level.shape:
+                raise CellsegError(f"{path}: wanted an image with height and width, got {axes} of {level.shape}")
+            height, width = int(level.shape[axes.index("Y")]), int(level.shape[axes.index("X")])
+            require_plausible(path, height, width)
+            return height, width
 
 
 def to_three_channels(image: NDArray[Any], channel: int | None = None) -> NDArray[Any]:
@@ -200,7 +205,7 @@ def read_labels(path: str | Path) -> Labels:
     path = Path(path)
     with reading_file(path):
         if path.suffix.lower() == ".npy":
-            labels = np.load(path, allow_pickle=False)
+            labels = np.load(path, mmap_mode="r", allow_pickle=False)  # never more than the file holds
         elif (kind := _kind(path)) == "jpeg":
             raise CellsegError(f"{path}: a JPEG does not keep cell ids; save the labels as TIFF or PNG")
         else:
@@ -256,6 +261,7 @@ def _kind(path: Path) -> str:
 def reading_file(path: Path) -> Iterator[None]:
     """Turn whatever a decoder raises on a bad file into a CellsegError, one line that names the file."""
     try:
+        require_file(path)
         yield
     except CellsegError:
         raise
@@ -278,6 +284,7 @@ def _open_raster(path: Path) -> PillowImage:
 
 def _read_raster(path: Path, keep_palette: bool = False) -> NDArray[Any]:
     with _open_raster(path) as raster:
+        require_room(path, (raster.height, raster.width, len(raster.getbands())), 2)
         mode = raster.mode
         if mode not in ("P", "1") and raster.format == "PNG":
             import imagecodecs
@@ -299,9 +306,7 @@ def name_axes(axes: str, shape: tuple[int, ...]) -> str:
 
 
 def _read_tiff(path: Path, page: int) -> NDArray[Any]:
-    import tifffile
-
-    with tifffile.TiffFile(path) as tiff:
+    with open_tiff(path) as tiff:
         series = tiff.series[0].levels[0]
         axes, shape = name_axes(series.axes, series.shape), tuple(series.shape)
         if not {"Y", "X"} <= set(axes):
@@ -314,14 +319,14 @@ def _read_tiff(path: Path, page: int) -> NDArray[Any]:
             kinds = ", ".join(f"{axes[place]}={shape[place]}" for place in stacked if shape[place] > 1)
             warnings.warn(f"{path}: plane {page} of {count} is read ({kinds}); the others are left out", stacklevel=4)
         chosen = dict(zip(stacked, np.unravel_index(page, [shape[place] for place in stacked]), strict=True))
-        image = _load_planes(series, chosen)
+        image = _load_planes(series, chosen, path)
     kept = "".join(axis for axis in axes if axis in "YXSC")
     order = sorted(range(len(kept)), key=lambda place: "YXCS".index(kept[place]))
     image = image.transpose(order)
     return np.ascontiguousarray(image.reshape(*image.shape[:2], -1) if image.ndim > 2 else image)
 
 
-def _load_planes(series: Any, chosen: dict[int, Any]) -> NDArray[Any]:
+def _load_planes(series: Any, chosen: dict[int, Any], path: Path) -> NDArray[Any]:
     """Decode only the pages of a series that hold the chosen plane, where each page is one plane."""
     shape, pages = tuple(series.shape), series.pages
     inner = len(series.keyframe.shape)
@@ -333,6 +338,8 @@ def _load_planes(series: Any, chosen: dict[int, Any]) -> NDArray[Any]:
         and all(place < len(outer) for place in chosen)
         and all(item is not None for item in pages)
     )
+    planes_read = [length for place, length in enumerate(shape) if not (by_page and place in chosen)]
+    require_room(path, planes_read, series.dtype.itemsize)
     if not by_page:
         return cast("NDArray[Any]", series.asarray()[index])
     keys = np.arange(len(pages)).reshape(outer)[index[: len(outer)]]

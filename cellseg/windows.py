@@ -23,6 +23,7 @@ from cellseg.core import CellsegError, Labels
 from cellseg.files import atomic_path
 from cellseg.images import check_ids, name_axes, reading_file
 from cellseg.ranges import grid_step, value_range
+from cellseg.tiff import open_tiff
 
 SLIDE_PIXELS = 2**23
 """Images of more pixels are slides: training reads them by window and never holds them whole."""
@@ -187,9 +188,7 @@ def write_tiled(path: str | Path, image: NDArray[Any]) -> None:
 @contextmanager
 def _open_pages(path: Path) -> Iterator[list[Any]]:
     """Yield the tifffile pages of an image, one plane or one page a channel; none where it has no windows."""
-    import tifffile
-
-    with tifffile.TiffFile(path) as tiff:
+    with open_tiff(path) as tiff:
         series = tiff.series[0].levels[0]
         shape, page, pages = tuple(series.shape), series.keyframe, list(series.pages)
         one_plane = len(pages) == 1 and series.axes in ("YX", "YXS") and shape == page.shape

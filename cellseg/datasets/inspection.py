@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.core import CellsegError
-from cellseg.images import check_ids, read_image, read_size, write_labels
+from cellseg.images import check_ids, read_image, read_size, reading_file, write_labels
 from cellseg.labels import instance_areas
 from cellseg.windows import has_windows, is_slide, read_grid, read_window, write_tiled
 
@@ -127,7 +127,11 @@ def rewrite_labels(source: Path, out: Path, size: tuple[int, int], *, as_mask: b
     """
     if source.suffix.lower() in (".jpg", ".jpeg"):
         raise CellsegError(f"{source}: a JPEG does not keep cell ids; save the labels as TIFF or PNG")
-    raw = np.load(source, allow_pickle=False) if source.suffix.lower() == ".npy" else read_image(source)
+    if source.suffix.lower() == ".npy":
+        with reading_file(source):
+            raw = np.load(source, mmap_mode="r", allow_pickle=False)
+    else:
+        raw = read_image(source)
     if raw.ndim == 3 and raw.shape[2] == 1:
         raw = raw[..., 0]
     if raw.ndim != 2:
