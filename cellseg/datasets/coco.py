@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.core import CellsegError, Labels
+from cellseg.memory import require_file
 
 Polygon = list[float]
 """One ring ``[x0, y0, x1, y1, ...]`` in pixels, not closed; pixel (0, 0) covers [0, 1) x [0, 1)."""
@@ -29,6 +30,15 @@ Polygon = list[float]
 OVERLAP_POLICY = "larger first, smaller on top"
 DOUBLE_CONTOUR_IOU = 0.8
 """Two annotations of one image that overlap by more than this describe the same cell."""
+
+LONGEST_OUTLINE = 2**20
+"""An outline of more pixels covers none: pycocotools holds every fifth of a pixel along it."""
+
+MOST_LAYERS = 1000
+"""Annotations that would cover their image more often than this are damaged; in LIVECell they cover it once."""
+
+_PIXELS_AT_ONCE = 2**24
+_ROWS_AT_ONCE = 128
 
 
 class CocoImage(msgspec.Struct, gc=False):
@@ -133,10 +143,11 @@ def read_coco(path: str | Path) -> CocoFile:
         If the file is missing, truncated, not JSON, or not in COCO form.
     """
     path = Path(path)
+    require_file(path)
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise CellsegError(f"{path}: cannot be read ({error.strerror})") from error
+    except (OSError, ValueError) as error:
+        raise CellsegError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from error
     try:
         content = _decode_content(data)
     except msgspec.ValidationError as error:
@@ -147,6 +158,8 @@ def read_coco(path: str | Path) -> CocoFile:
                 f"{path}: is truncated after {len(data):,} bytes; delete it and download it again"
             ) from error
         raise CellsegError(f"{path}: is not valid JSON ({error}); download it again") from error
+    except (RecursionError, ValueError) as error:  # brackets in brackets, a number of thousands of digits
+        raise CellsegError(f"{path}: is no COCO file ({str(error)[:100]})") from error
     annotations = content.annotations
     by_image: dict[int, list[CocoAnnotation]] = {}
     for annotation in annotations.values() if isinstance(annotations, dict) else annotations:
@@ -170,7 +183,7 @@ def decode_polygons(annotation: CocoAnnotation) -> list[Polygon] | None:
     """Decode the polygons of one annotation; None if any is missing, not finite, or has fewer than 3 points."""
     try:
         polygons = _POLYGONS.decode(annotation.segmentation)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError, ValueError):
         return None
     usable = all(len(p) >= 6 and len(p) % 2 == 0 and all(map(math.isfinite, p)) for p in polygons)
     return polygons if polygons and usable else None
@@ -185,7 +198,8 @@ def rasterise(instances: Sequence[Sequence[Polygon]], height: int, width: int) -
     """Rasterise each instance by COCO's rule.
 
     Coordinates are first clipped to [0, width] x [0, height]: a no-op on sound data, and the bound on memory on
-    unsound data, since pycocotools walks along edges in fifths of a pixel.
+    unsound data, since pycocotools walks along edges in fifths of a pixel. A ring longer than
+    :data:`LONGEST_OUTLINE` even so covers no pixel.
 
     Parameters
     ----------
@@ -202,16 +216,18 @@ def rasterise(instances: Sequence[Sequence[Polygon]], height: int, width: int) -
     from pycocotools import mask as coco_mask
 
     upper = np.array([width, height], dtype=np.float64)
-    clipped = [
-        np.clip(np.asarray(ring, dtype=np.float64).reshape(-1, 2), 0, upper).ravel()
-        for rings in instances
-        for ring in rings
-    ]
+    clipped = [_clip(ring, upper) for rings in instances for ring in rings]
     if not clipped:
         return []
     pieces = iter(coco_mask.frPyObjects(clipped, height, width))
     grouped = [[next(pieces) for _ in rings] for rings in instances]
     return [group[0] if len(group) == 1 else coco_mask.merge(group) for group in grouped]
+
+
+def _clip(ring: Polygon, upper: NDArray[np.float64]) -> NDArray[np.float64]:
+    points = np.clip(np.asarray(ring, dtype=np.float64).reshape(-1, 2), 0, upper)
+    steps = np.abs(np.diff(points, axis=0, append=points[:1])).max(axis=1)
+    return points.ravel() if steps.sum() <= LONGEST_OUTLINE else np.repeat(points[:1], 3, axis=0).ravel()
 
 
 def run_pixels(encodings: Sequence[dict[str, Any]]) -> list[NDArray[np.int64]]:
@@ -269,17 +285,29 @@ def paint(instances: Sequence[Sequence[Polygon]], height: int, width: int) -> Pa
     -------
     Painting
         Labels and an account of the overlaps.
+
+    Raises
+    ------
+    CellsegError
+        If the instances together cover the image more than :data:`MOST_LAYERS` times.
     """
+    from pycocotools import mask as coco_mask
+
     encodings = rasterise(instances, height, width)
-    pixels = run_pixels(encodings)
-    areas = np.array([p.size for p in pixels], dtype=np.int64)
+    # One by one: given more than 255 masks at once, pycocotools 2.0.11 overflows under NumPy 2.
+    areas = np.array([int(coco_mask.area(one)) for one in encodings], dtype=np.int64)
+    if (layers := areas.sum() / (height * width)) > MOST_LAYERS:
+        raise CellsegError(
+            f"its {len(areas):,} annotated cells would cover the image {layers:,.0f} times; is it damaged?"
+        )
     flat = np.zeros(height * width, dtype=np.int32)
     claims = np.zeros(height * width, dtype=np.int32)
-    for position in np.argsort(-areas, kind="stable"):
-        flat[pixels[position]] = position + 1
-        claims[pixels[position]] += 1
-    visible = np.bincount(flat, minlength=len(pixels) + 1)[1:] > 0
-    renumber = np.zeros(len(pixels) + 1, dtype=np.int32)
+    for batch in _batches(np.argsort(-areas, kind="stable"), areas):
+        for position, pixels in zip(batch, run_pixels([encodings[place] for place in batch]), strict=True):
+            flat[pixels] = position + 1
+            claims[pixels] += 1
+    visible = np.bincount(flat, minlength=len(areas) + 1)[1:] > 0
+    renumber = np.zeros(len(areas) + 1, dtype=np.int32)
     renumber[1:][visible] = np.arange(1, int(visible.sum()) + 1)
     return Painting(
         labels=np.ascontiguousarray(renumber[flat].reshape(width, height).T),
@@ -292,11 +320,26 @@ def paint(instances: Sequence[Sequence[Polygon]], height: int, width: int) -> Pa
     )
 
 
+def _batches(order: NDArray[np.int64], areas: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Cut an order into runs of together at most about :data:`_PIXELS_AT_ONCE` pixels, or of one instance."""
+    turns = np.cumsum(areas[order]) // _PIXELS_AT_ONCE
+    return [batch for batch in np.split(order, np.flatnonzero(np.diff(turns)) + 1) if batch.size]
+
+
 def _double_contours(encodings: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
+    """Find the pairs, a few instances at a time with those that begin left of where they end: memory stays small."""
     from pycocotools import mask as coco_mask
 
     if len(encodings) < 2:
         return []
-    iou = coco_mask.iou(list(encodings), list(encodings), [0] * len(encodings))
-    first, second = np.nonzero(np.triu(iou > DOUBLE_CONTOUR_IOU, k=1))
-    return list(zip(first.tolist(), second.tolist(), strict=True))
+    boxes = coco_mask.toBbox(list(encodings))
+    left, right = boxes[:, 0], boxes[:, 0] + boxes[:, 2]
+    order = np.argsort(left, kind="stable")
+    pairs: list[tuple[int, int]] = []
+    for start in range(0, len(order), _ROWS_AT_ONCE):
+        rows = order[start : start + _ROWS_AT_ONCE]
+        others = order[start : max(start + len(rows), int(np.searchsorted(left[order], right[rows].max())))]
+        iou = coco_mask.iou([encodings[row] for row in rows], [encodings[one] for one in others], [0] * len(others))
+        first, second = np.nonzero(np.triu(iou > DOUBLE_CONTOUR_IOU, k=1))
+        pairs += [(min(pair), max(pair)) for pair in zip(rows[first].tolist(), others[second].tolist(), strict=True)]
+    return sorted(pairs)

@@ -25,6 +25,7 @@ from cellseg.datasets import coco
 from cellseg.datasets.index import Finding, PrepareReport, write_prepared
 from cellseg.images import IMAGE_SUFFIXES, read_size, write_labels
 from cellseg.labels import median_diameter
+from cellseg.memory import require_room
 from cellseg.progress import track
 
 T = TypeVar("T")
@@ -305,14 +306,19 @@ def _with_labels(record: Record, annotations: list[coco.CocoAnnotation], tally: 
     decoded = [(annotation.id, coco.decode_polygons(annotation)) for annotation in annotations]
     usable = [(name, polygons) for name, polygons in decoded if polygons is not None]
     ids = [name for name, _ in usable]
-    painting = coco.paint([polygons for _, polygons in usable], record.height, record.width)
+    require_room(record.image, (record.height, record.width), 8)
+    try:
+        painting = coco.paint([polygons for _, polygons in usable], record.height, record.width)
+    except CellsegError as error:
+        tally.find("impossible annotations", record.id, f"{error}; left unlabelled")
+        return record
     outside = [n for n, polygons in usable if coco.leaves_frame(polygons, record.height, record.width)]
     named = {
         "invalid polygon": (
             [n for n, p in decoded if p is None],
             "is not a finite polygon of 3 points or more; dropped",
         ),
-        "empty polygon": ([ids[i] for i in painting.empty], "covers no pixel; lost"),
+        "empty polygon": ([ids[i] for i in painting.empty], "covers no pixel, or its outline has no end; lost"),
         "covered cell": ([ids[i] for i in painting.covered], "lies wholly under smaller ones; lost"),
         "polygon outside the image": (outside, "has points outside the image; clipped"),
         "double contour": ([ids[j] for _, j in painting.double], f"has IoU > {coco.DOUBLE_CONTOUR_IOU} with another"),
