@@ -9,6 +9,7 @@ the working directory, which for every make target is the repository root.
 from __future__ import annotations
 
 import difflib
+import reprlib
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping
@@ -19,13 +20,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from cellseg.adapt_config import AdaptConfig
 from cellseg.core import CellsegError
+from cellseg.memory import require_file
 from cellseg.regularizer_config import RegularizerConfig, from_old_words
 
 
 class Strict(BaseModel):
-    """Frozen settings that reject unknown keys and do not convert strings or booleans to numbers."""
+    """Frozen settings that reject unknown keys and NaN, and do not convert strings or booleans to numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class NormalizeConfig(Strict):
@@ -124,7 +126,7 @@ class ModelConfig(Strict):
     """Widths of ``half_unet`` and ``unet``, by default ``small``; a backbone fixes its own."""
     backbone: Literal["efficientnet-b0", "resnet18"] | None = None
     """Encoder of ``flexible_unet``, by default ``efficientnet-b0``; its weights start at random."""
-    widths: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(None, strict=False)
+    widths: tuple[Annotated[int, Field(ge=1, le=4096)], ...] | None = Field(None, strict=False, max_length=8)
     """Channels of each level of ``cellpose``, finest first, by default Cellpose's own 32, 64, 128, 256."""
     channels: tuple[Annotated[int, Field(ge=0, le=3)], Annotated[int, Field(ge=0, le=3)]] | None = Field(
         None, strict=False
@@ -250,6 +252,12 @@ class RunConfig(Strict):
         return self
 
 
+_MOST_MISTAKES = 8
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 120
+_SHORT.maxlevel = 3
+
+
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Read the bases that a run file names, one over the other, then the file, then ``key=value`` overrides.
 
@@ -273,9 +281,12 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
     path = Path(path)
     own = _read_toml(path)
     bases = own.pop("base", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise CellsegError(f"{path}: base = {_SHORT.repr(bases)}: wanted the name of a file or a list of names")
     values: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        base_path = path.parent / str(base)
+    for base in bases:
+        base_path = path.parent / base
         inherited = _read_toml(base_path)
         if "base" in inherited:
             raise CellsegError(f"{base_path}: a base file may not name another base")
@@ -302,8 +313,9 @@ def check_config(values: Mapping[str, Any], where: str = "configuration") -> Run
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        lines = "; ".join(_explain(detail) for detail in error.errors())
-        raise CellsegError(f"{where}: {lines}") from error
+        lines = "; ".join(_explain(detail) for detail in error.errors()[:_MOST_MISTAKES])
+        more = error.error_count() - _MOST_MISTAKES
+        raise CellsegError(f"{where}: {lines}" + (f"; and {more} more" if more > 0 else "")) from error
 
 
 def parse_override(text: str) -> dict[str, Any]:
@@ -313,7 +325,7 @@ def parse_override(text: str) -> dict[str, Any]:
         raise CellsegError(f"--set {text}: wanted dotted.key=value, for example train.lr=3e-4")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         parsed = value.strip()
     for part in reversed(key.strip().split(".")):
         parsed = {part: parsed}
@@ -321,12 +333,13 @@ def parse_override(text: str) -> dict[str, Any]:
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
+    require_file(path)
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CellsegError(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise CellsegError(f"{path}: cannot be read as TOML ({error})") from error
+    except (OSError, ValueError, RecursionError) as error:  # also a NUL in the name, a number of thousands of digits
+        raise CellsegError(f"{path}: cannot be read as TOML ({str(error)[:200]})") from error
 
 
 def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
@@ -340,15 +353,19 @@ def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
 
 def _explain(detail: Any) -> str:
     location = tuple(detail["loc"])
-    key = ".".join(str(part) for part in location)
+    key = _cut(".".join(str(part) for part in location))
     if detail["type"] == "extra_forbidden":
         known = sorted(_known_keys(location[:-1]))
-        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.0)
-        return f"unknown key '{key}'; did you mean '{'.'.join([*map(str, location[:-1]), *near])}'?"
+        near = difflib.get_close_matches(_cut(str(location[-1])), known, n=1, cutoff=0.0)
+        return f"unknown key '{key}'; did you mean '{_cut('.'.join([*map(str, location[:-1]), *near]))}'?"
     message = detail["msg"].removeprefix("Value error, ")
     if not key:
         return str(message)
-    return f"'{key}' = {detail['input']!r}: {message[:1].lower()}{message[1:]}"
+    return f"'{key}' = {_SHORT.repr(detail['input'])}: {message[:1].lower()}{message[1:]}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 100 else f"{text[:100]}…"
 
 
 def _known_keys(location: tuple[Any, ...]) -> set[str]:

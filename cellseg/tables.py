@@ -122,6 +122,9 @@ class TableConfig(Strict):
         return self
 
 
+_MOST_MISTAKES = 8
+
+
 def render_table(
     toml_path: str | Path, runs_dir: str | Path | None = None, out_dir: str | Path = "experiments/results"
 ) -> list[Path]:
@@ -163,9 +166,10 @@ def read_table(toml_path: str | Path) -> TableConfig:
     except FileNotFoundError:
         raise CellsegError(f"{path}: no such table file") from None
     except ValidationError as error:
-        raise CellsegError(f"{path}: {'; '.join(map(_explain, error.errors()))}") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise CellsegError(f"{path}: cannot be read as TOML ({error})") from error
+        more = "; …" if error.error_count() > _MOST_MISTAKES else ""
+        raise CellsegError(f"{path}: {'; '.join(map(_explain, error.errors()[:_MOST_MISTAKES]))}{more}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CellsegError(f"{path}: cannot be read as TOML ({str(error)[:200]})") from error
 
 
 def _explain(detail: Any) -> str:
@@ -283,8 +287,8 @@ class _Source:
             value = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             value = None
-        except (OSError, ValueError) as error:
-            raise CellsegError(f"{path}: cannot be read as JSON ({error})") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise CellsegError(f"{path}: cannot be read as JSON ({str(error)[:200]})") from error
         for key in str(column.json_key).split("."):
             value = value.get(key) if isinstance(value, Mapping) else None
         if value is None:

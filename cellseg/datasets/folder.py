@@ -311,8 +311,8 @@ def _read_source_index(
 def _check_row(row: dict[str, str], where: str) -> None:
     if row.get("split", "") not in ("", *SPLITS):
         raise CellsegError(f"{where}: split = '{row['split']}'; wanted one of {', '.join(SPLITS)}")
-    if row.get("n_instances") and not row["n_instances"].isdecimal():
-        raise CellsegError(f"{where}: n_instances = '{row['n_instances']}'; wanted a whole number or nothing")
+    if row.get("n_instances") and not (row["n_instances"].isdecimal() and len(row["n_instances"]) < 12):
+        raise CellsegError(f"{where}: n_instances = '{row['n_instances'][:40]}'; wanted a whole number or nothing")
 
 
 def _check(item: _Item, root: Path, out: Path) -> _Checked:
