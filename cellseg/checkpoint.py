@@ -7,21 +7,23 @@ its training. Both kinds are written atomically; anything pickled is loaded with
 from __future__ import annotations
 
 import json
-import pickle
+import math
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from cellseg.config import ModelConfig
 from cellseg.core import CellsegError
 from cellseg.files import atomic_path
+from cellseg.memory import require_file
 from cellseg.models.build import build_model
-from cellseg.models.cellpose_files import is_torch_file, read_cellpose
+from cellseg.models.cellpose_files import is_torch_file, load_plain, read_cellpose
 from cellseg.models.network import Network
 
 WEIGHTS_NAME = "best.safetensors"
@@ -53,7 +55,7 @@ def load_weights(path: str | Path) -> tuple[Network, ModelConfig, dict[str, Any]
     Raises
     ------
     CellsegError
-        If the file is missing, not a cellseg checkpoint, or holds tensors of another shape.
+        If the file is missing, not a cellseg checkpoint, or holds tensors of another shape, NaN or infinity.
     """
     path = resolve_weights(path)
     if is_torch_file(path):
@@ -62,22 +64,31 @@ def load_weights(path: str | Path) -> tuple[Network, ModelConfig, dict[str, Any]
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError) as error:
-        raise CellsegError(f"{path}: cannot be read as safetensors weights ({error})") from error
+    except Exception as error:  # a damaged file raises dozens of types
+        raise CellsegError(f"{path}: cannot be read as safetensors weights ({str(error)[:200]})") from error
     if metadata.get("format") != "cellseg-1":
         raise CellsegError(f"{path}: safetensors weights, but not of cellseg; wanted a file that 'cellseg train' wrote")
     try:
         config = ModelConfig.model_validate_json(metadata["model"])
-        about = json.loads(metadata["about"])
-    except (KeyError, ValidationError, json.JSONDecodeError) as error:
+        about = _check_about(json.loads(metadata["about"]))
+    except (KeyError, ValueError, RecursionError) as error:  # ValidationError and JSONDecodeError are ValueErrors
         raise CellsegError(f"{path}: damaged header, the model configuration cannot be read") from error
+    with torch.device("meta"):  # no memory is taken before the file is known to fill it
+        _check_tensors(build_model(config).state_dict(), tensors, str(path))
     model = build_model(config)
-    _fill(model, tensors, str(path))
+    model.load_state_dict(tensors)
     return model.eval(), config, about
 
 
-def _fill(model: nn.Module, tensors: dict[str, torch.Tensor], where: str) -> None:
-    wanted = model.state_dict()
+def _check_about(about: Any) -> dict[str, Any]:
+    """Return the facts about a training; raises ValueError where they are no table or the diameter is none."""
+    diameter = about.get("diameter") if isinstance(about, Mapping) else math.nan
+    if diameter is not None and not (isinstance(diameter, int | float) and 0 < diameter < math.inf):
+        raise ValueError(f"diameter = {diameter!r}")
+    return dict(about)
+
+
+def _check_tensors(wanted: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], where: str) -> None:
     for name, value in wanted.items():
         if name not in tensors:
             raise CellsegError(f"{where}: tensor '{name}' is missing; the checkpoint is of another network")
@@ -87,7 +98,11 @@ def _fill(model: nn.Module, tensors: dict[str, torch.Tensor], where: str) -> Non
     extra = sorted(set(tensors) - set(wanted))
     if extra:
         raise CellsegError(f"{where}: tensor '{extra[0]}' does not belong to the network; it is of another shape")
-    model.load_state_dict(tensors)
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise CellsegError(
+                f"{where}: '{name}' holds NaN or infinity; the training went wrong or the file is damaged"
+            )
 
 
 def resolve_weights(model: str | Path) -> Path:
@@ -99,12 +114,13 @@ def resolve_weights(model: str | Path) -> Path:
         If nothing is there; a run folder without finished weights is named as such.
     """
     path = Path(model)
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - pathlib raises where a name is too long
         for folder in (path, path / "s0"):
             if (folder / WEIGHTS_NAME).is_file():
                 return folder / WEIGHTS_NAME
         raise CellsegError(f"{path}: no {WEIGHTS_NAME} in this folder; wanted a finished run (has it been trained?)")
-    if path.is_file():
+    require_file(path)
+    if os.path.isfile(path):  # noqa: PTH113
         return path
     if str(model) == "teacher":
         raise CellsegError("model 'teacher': no pretrained teacher is shipped yet; give a weights file or a run folder")
@@ -121,11 +137,14 @@ def save_state(path: str | Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
-    """Read a resumable state; raises CellsegError where it is missing or damaged."""
+    """Read a resumable state; raises CellsegError where it is missing or damaged. Nothing inside it is ever run."""
+    path = Path(path)
+    if not path.exists():
+        raise CellsegError(f"{path}: no state to resume from; start without --resume")
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CellsegError(f"{path}: no state to resume from; start without --resume") from None
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        state = load_plain(path)
+    except Exception as error:  # a damaged or foreign pickle raises dozens of types
         raise CellsegError(f"{path}: damaged, cannot resume from it; start without --resume") from error
+    if not isinstance(state, dict):
+        raise CellsegError(f"{path}: not the state of a run, cannot resume from it; start without --resume")
     return state

@@ -24,6 +24,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from cellseg.config import ModelConfig, check_config
 from cellseg.core import CellsegError
 from cellseg.files import atomic_path
 from cellseg.instances import representation
+from cellseg.memory import require_file
 from cellseg.models.cellpose import CellposeNet
 
 DIAMETER, NUCLEI_DIAMETER = 30.0, 17.0
@@ -70,6 +72,23 @@ def is_torch_file(path: Path) -> bool:
             return handle.read(4).startswith(_TORCH_MAGIC)
     except OSError:
         return False
+
+
+def load_plain(path: Path) -> Any:
+    """Load what ``torch.save`` wrote: tensors and plain values; nothing inside is ever run.
+
+    Raises
+    ------
+    Exception
+        Of many types where the file is damaged or holds anything else; ValueError where it is compressed, and so
+        might unpack to anything: ``torch.save`` does not compress.
+    """
+    require_file(path)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as members:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members.infolist()):
+                raise ValueError("its members are compressed")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def read_cellpose(
@@ -108,7 +127,10 @@ def read_cellpose(
     mean = _diameters(state, path, diam_mean)
     words = {"network": "cellpose", "widths": widths, "channels": channels, "reference_diameter": mean}
     config = check_config({"model": words}, where=str(path)).model
-    model = CellposeNet(representation(config.representation).N_MAPS, config)
+    n_maps = representation(config.representation).N_MAPS
+    with torch.device("meta"):  # no memory is taken before the file is known to fill it
+        _check(CellposeNet(n_maps, config), state, path)
+    model = CellposeNet(n_maps, config)
     _fill(model, state, path)
     about = {
         "diameter": float(state["diam_labels"]),
@@ -157,9 +179,11 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     if not is_torch_file(path):
         raise CellsegError(f"{path}: not a file that PyTorch saved; wanted the weights of a Cellpose 2 or 3 network")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_plain(path)
     except Exception as error:  # a damaged or foreign pickle raises dozens of types
         reason = str(error).strip().split("\n")[0][:150]
+        if "Weights only" in reason:  # PyTorch's own advice is to run it
+            reason = "it holds something else, perhaps code, which is not run"
         raise CellsegError(
             f"{path}: cannot be read as Cellpose weights; wanted a PyTorch file of tensors alone, as Cellpose's own "
             f"training writes it ({reason or type(error).__name__})"
@@ -169,6 +193,9 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
             f"{path}: a PyTorch file, but not the weights of a network of Cellpose 2 or 3; "
             "of a run of cellseg give the folder"
         )
+    for name, value in state.items():
+        if value.layout != torch.strided or value.untyped_storage().nbytes() < value.numel() * value.element_size():
+            raise CellsegError(f"{path}: '{name}' says it is larger than what the file holds of it; it is damaged")
     return dict(state)
 
 
@@ -224,16 +251,22 @@ def _diameters(state: dict[str, torch.Tensor], path: Path, diam_mean: float | No
     return float(state["diam_mean"])
 
 
-def _fill(model: CellposeNet, state: Mapping[str, torch.Tensor], path: Path) -> None:
-    theirs = {name: cellpose_name(name) for name in model.state_dict()}
+def _check(model: CellposeNet, state: Mapping[str, torch.Tensor], path: Path) -> None:
     for name, value in model.state_dict().items():
-        came = state.get(theirs[name])
+        theirs = cellpose_name(name)
+        came = state.get(theirs)
         if came is None or came.shape != value.shape:
             what = "is missing" if came is None else f"has shape {tuple(came.shape)}, wanted {tuple(value.shape)}"
             raise CellsegError(
-                f"{path}: '{theirs[name]}' {what}; not the network of Cellpose 3 "
+                f"{path}: '{theirs}' {what}; not the network of Cellpose 3 "
                 "(one trained without residual units or with concatenation?)"
             )
+        if not torch.isfinite(came).all():
+            raise CellsegError(f"{path}: '{theirs}' holds NaN or infinity; the file is damaged")
+
+
+def _fill(model: CellposeNet, state: Mapping[str, torch.Tensor], path: Path) -> None:
+    theirs = {name: cellpose_name(name) for name in model.state_dict()}
     extra = sorted(set(state) - set(theirs.values()))
     if extra:
         warnings.warn(f"{path}: '{extra[0]}' is left out, as Cellpose 3 does not know it either", stacklevel=3)
