@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
@@ -23,6 +23,10 @@ app = typer.Typer(
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="dotted.key=value, as in the configuration.")]
 Seed = Annotated[int, typer.Option(help="Seed of the run.")]
+OnError = Annotated[
+    Literal["stop", "skip"],
+    typer.Option("--on-error", help="What a file does that cannot be used: stop, or be left out."),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last saved state.")]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cellseg.cli.app import Seed, app, check_known, say
+from cellseg.cli.app import OnError, Seed, app, check_known, say
 from cellseg.core import CellsegError
 
 
@@ -45,9 +45,14 @@ def prepare(  # noqa: PLR0913 (options of a command line)
     ] = None,
     clusters: Annotated[int | None, typer.Option(help="NeurIPS: how many groups to look for.")] = None,
     form: Annotated[str, typer.Option(help="Synthetic: form of 'livecell' or 'neurips'.")] = "livecell",
+    on_error: OnError = "stop",
     seed: Seed = 0,
 ) -> None:
-    """Turn a data set into index.csv, label images and a report of what was found."""
+    """Turn a data set into index.csv, label images and a report of what was found.
+
+    Files that cannot be used are listed in left_out.csv; with any of them there is no index, unless they may be
+    skipped.
+    """
     check_known("data set", dataset, ("livecell", "neurips", "folder", "synthetic"))
     check_known("form", form, ("livecell", "neurips"))
     used = form if dataset == "synthetic" else dataset
@@ -69,6 +74,12 @@ def prepare(  # noqa: PLR0913 (options of a command line)
         from cellseg.datasets.livecell import prepare_livecell
 
         index = prepare_livecell(root, out, split_by=split_by, seed=seed, dataset=dataset)
+    from cellseg.datasets.left_out import NAME, count_left_out, stop_on_left_out
+
+    if on_error == "stop":
+        stop_on_left_out(index)
+    elif count := count_left_out(index)[0]:
+        say(f"{count} images or label files cannot be used and are left out; they are in {index.parent / NAME}")
     say(f"report: {index.parent / 'report.md'}")
     print(index)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cellseg import __version__
-from cellseg.cli.app import Device, Overrides, Resume, Seed, app
+from cellseg.cli.app import Device, OnError, Overrides, Resume, Seed, app, say
 from cellseg.core import CellsegError
 
 if TYPE_CHECKING:
@@ -24,12 +24,13 @@ def train(
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Run folder; experiments/runs/NAME/sSEED by default.")] = None,
     resume: Resume = False,
+    on_error: OnError = "stop",
     device: Device = "auto",
 ) -> None:
     """Train a network on labelled images."""
     from cellseg.config import load_config
 
-    run = load_config(config, overrides or ())
+    run = _readable(load_config(config, overrides or ()), on_error)
     from cellseg.train import train as train_run
 
     print(train_run(run, out or _run_folder(config, seed), seed=seed, resume=resume, device=device))
@@ -51,6 +52,7 @@ def adapt(  # noqa: PLR0913 (options of a command line)
     evaluate: Annotated[
         bool, typer.Option("--evaluate/--no-evaluate", help="Score data.evaluate before and after, at the end.")
     ] = True,
+    on_error: OnError = "stop",
     device: Device = "auto",
 ) -> None:
     """Adapt a pretrained model to new images, with few labels or none.
@@ -63,10 +65,14 @@ def adapt(  # noqa: PLR0913 (options of a command line)
     if config is not None and any((images, labels, replay, model)):
         raise CellsegError("adapt: --images, --labels, --replay and --model go without a run file, which has its own")
     if config is not None:
-        run = load_config(config, overrides or ())
+        run = _readable(load_config(config, overrides or ()), on_error)
         folder = out or _run_folder(config, seed)
     elif images is not None and out is not None:
         run = _folder_run(images, labels, replay, model, out, overrides or [])
+        if on_error == "stop":
+            from cellseg.datasets.left_out import stop_on_left_out
+
+            stop_on_left_out(out / "data" / "index.csv")
         folder = out
     else:
         raise CellsegError("adapt: wanted a run file, or --images DIR with --out DIR")
@@ -94,6 +100,20 @@ def info() -> None:
     lines |= {"device": str(pick_device()), "threads": str(torch.get_num_threads())}
     for name, value in lines.items():
         print(f"{name:<18}{value}")
+
+
+def _readable(run: RunConfig, on_error: str) -> RunConfig:
+    """With ``skip``, leave out what cannot be read before anything starts, and name it; else such a file will stop."""
+    if on_error == "stop":
+        return run
+    from cellseg.datasets.left_out import without_unreadable
+
+    run, problems = without_unreadable(run)
+    for problem in problems:
+        say(f"left out: {problem}")
+    if problems:
+        say(f"{len(problems)} images cannot be used and are left out")
+    return run
 
 
 def _run_folder(config: Path, seed: int) -> Path:

@@ -19,7 +19,9 @@ from typing import cast
 
 from cellseg.config import Selection
 from cellseg.core import CellsegError, LabelKind, Record
+from cellseg.datasets.left_out import write_left_out
 from cellseg.files import write_text
+from cellseg.memory import require_file
 
 COLUMNS = (
     "id",
@@ -209,7 +211,7 @@ def _check_known(selection: Selection, what: str, wanted: Sequence[str], known: 
 
 
 def write_prepared(out: Path, report: PrepareReport) -> Path:
-    """Write ``index.csv`` and ``report.md`` of a prepared data set.
+    """Write ``index.csv``, ``report.md`` and, where files could not be used, ``left_out.csv`` of a data set.
 
     Parameters
     ----------
@@ -231,14 +233,16 @@ def write_prepared(out: Path, report: PrepareReport) -> Path:
     if not report.records:
         counts = Counter(finding.kind for finding in report.findings)
         reasons = ", ".join(f"{count} × {kind}" for kind, count in sorted(counts.items()))
-        raise CellsegError(f"{report.root}: no usable image found" + (f" ({reasons})" if reasons else ""))
+        raise CellsegError(f"{report.root}: no usable image found" + (f" ({reasons[:500]})" if reasons else ""))
     index = Path(out) / "index.csv"
+    write_left_out(Path(out), report.findings)
     write_index(index, report.records)
     write_text(index.with_name("report.md"), _render_report(report))
     return index
 
 
 def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    require_file(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as handle:
             reader = csv.DictReader(handle)
@@ -248,7 +252,7 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
             rows = [(reader.line_num, row) for row in reader]
     except FileNotFoundError:
         raise CellsegError(f"{path}: no such index; 'cellseg prepare' writes one") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise CellsegError(f"{path}: cannot be read as CSV ({error})") from error
     if not rows:
         raise CellsegError(f"{path}: the index holds no image")
@@ -262,8 +266,10 @@ def _to_record(row: dict[str, str], path: Path, line: int) -> Record:
     where = f"{path}:{line}"
     if not row["id"] or not row["image"]:
         raise CellsegError(f"{where}: 'id' and 'image' must not be empty")
-    if PurePath(row["id"]).name != row["id"]:
-        raise CellsegError(f"{where}: id '{row['id']}' names a prediction file and must not hold a path")
+    if PurePath(row["id"]).name != row["id"] or row["id"] == ".." or any(ord(letter) < 32 for letter in row["id"]):
+        raise CellsegError(
+            f"{where}: id {row['id']!a} names a prediction file and must not hold a path or control characters"
+        )
     if row["label_kind"] not in LABEL_KINDS or bool(row["labels"]) != bool(row["label_kind"]):
         raise CellsegError(
             f"{where}: label_kind '{row['label_kind']}' with labels '{row['labels']}'; wanted 'instances', "
@@ -287,7 +293,7 @@ def _to_record(row: dict[str, str], path: Path, line: int) -> Record:
 
 def _existing(name: str, path: Path, line: int, column: str) -> Path:
     target = Path(os.path.normpath(path.parent / name))
-    if not target.is_file():
+    if not os.path.isfile(target):  # noqa: PTH113 - pathlib raises where a name is too long
         raise CellsegError(
             f"{path}:{line}: {column} file {target} does not exist; was it moved? re-run 'cellseg prepare'"
         )
@@ -300,7 +306,7 @@ def _whole(row: dict[str, str], column: str, where: str, low: int) -> int:
     except ValueError:
         value = low - 1
     if value < low:
-        raise CellsegError(f"{where}: {column} = '{row[column]}'; wanted a whole number of at least {low}")
+        raise CellsegError(f"{where}: {column} = '{row[column][:40]}'; wanted a whole number of at least {low}")
     return value
 
 
