@@ -25,6 +25,10 @@ VAL_F1 = "val_f1"
 MOST_GIANTS = 0.5
 """A network has collapsed when one giant cell fills more than this share of the images watched."""
 
+LEAST_AGREEMENT = 0.5
+"""A network has collapsed when the cells it finds in flipped images agree less than this share of what they did at the
+start: weights that have blown up draw shapes that are consistent in themselves, but no two alike."""
+
 
 class Stopped(CellsegError):
     """A run cannot go on or has no reason to; the message says why and at which step."""
@@ -130,7 +134,7 @@ class Watch:
         self.by = {VAL_F1: "validation F1", "": "last step"}.get(self.key, label_free)
 
     def look(self, segmenter: Segmenter, student: Segmenter | None, first: Mapping[str, float]) -> Verdict:
-        """Compute the criteria; collapse is no cells, or giant ones only, where the start had others."""
+        """Compute the criteria; collapse is no cells, giant ones only, or other ones in every view."""
         if not all(bool(torch.isfinite(value).all()) for value in segmenter.model.state_dict().values()):
             return Verdict({}, None, "collapse: the weights are not finite")
         shown: list[Shown] = list(zip(self.images, self.diameters, strict=True))
@@ -148,6 +152,9 @@ def _collapse(found: Findings, first: Mapping[str, float]) -> str:
         return f"collapse: no cells in the images watched, where the start found {first['cells']:.0f}"
     if found.giants > MOST_GIANTS >= first.get("giants", 1):
         return f"collapse: one giant cell in {100 * found.giants:.0f} % of the images watched"
+    flips = found.values["flips"]
+    if flips < LEAST_AGREEMENT * first.get("flips", 0):
+        return f"collapse: flipped images show other cells (agreement {flips:.2f}, {first['flips']:.2f} at the start)"
     return ""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,10 +22,10 @@ from torch import nn
 
 from cellseg.blocks import Region, window_grid
 from cellseg.checkpoint import load_weights
-from cellseg.confidences import mean_inside, write_confidences
+from cellseg.confidences import mean_inside
 from cellseg.config import ModelConfig, PredictConfig
 from cellseg.core import CellsegError, Image, Labels
-from cellseg.images import normalize, read_image, write_labels
+from cellseg.images import normalize
 from cellseg.instances import representation
 from cellseg.instances.interface import Maps
 from cellseg.labels import instance_areas
@@ -194,7 +194,9 @@ class Segmenter:
         """
         with self._timed("scale"):
             parts = (source.read(region) for region in looks(source.shape, source.read))
-            zooms = sorted(zoom for part in parts if (zoom := stable_zoom(part, self.segment_at)) is not None)
+            prior = self.about.get("scale_prior")
+            found = (stable_zoom(part, self.segment_at, prior) for part in parts)
+            zooms = sorted(zoom for zoom in found if zoom is not None)
         return self.config.reference_diameter / zooms[len(zooms) // 2] if zooms else None
 
     def segment_at(self, image: Image, zoom: float) -> Labels:
@@ -307,40 +309,6 @@ def load(model: str | Path, *, device: str = "auto", settings: PredictConfig | N
 def segment(image: NDArray[Any], model: str | Path, *, diameter: float | None = None) -> Labels:
     """Segment one raw image with a model; for many images call :func:`load` once."""
     return load(model).segment(image, diameter=diameter)
-
-
-def predict_files(
-    segmenter: Segmenter,
-    files: Iterable[tuple[str, Path, float | None]],
-    out: str | Path,
-    channel: int | None = None,
-) -> Iterator[tuple[str, Labels]]:
-    """Segment files one by one and write ``out/<id>.tif`` and the scores of its cells, ``out/<id>.scores.csv``.
-
-    The scores are written first, so that a label image that is there has them; each file is whole or absent.
-
-    Parameters
-    ----------
-    segmenter : Segmenter
-        The model.
-    files : iterable of (id, path, diameter or None)
-        What to segment.
-    out : str or Path
-        Folder of the label images.
-    channel : int, optional
-        Use this channel alone.
-
-    Yields
-    ------
-    id : str
-    labels : ndarray of int32, shape (H, W)
-    """
-    for name, path, diameter in files:
-        labels, scores = segmenter.segment_with_scores(read_image(path), diameter=diameter, channel=channel)
-        target = Path(out) / f"{name}.tif"
-        write_confidences(target, labels, scores)
-        write_labels(target, labels)
-        yield name, labels
 
 
 def _consecutive(labels: Labels) -> Labels:

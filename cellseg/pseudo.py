@@ -116,7 +116,9 @@ def make_labels(
     share = found_again(views.labels, others)
     kept = share >= settings.agreement - 1e-9  # a share such as 4 / 6 is no exact number
     labels = renumber(views.labels, np.concatenate([[False], kept]))
-    surely_none = (views.foreground < settings.background) | near_cells(labels)
+    surely_none = views.foreground < settings.background
+    if settings.method == "pseudo":  # where maps are learned too, they say where a cell ends
+        surely_none |= near_cells(labels)
     known = (labels > 0) | (surely_none & (views.labels == 0))
     shape = (image.shape[0], image.shape[1])
     return PseudoLabels(

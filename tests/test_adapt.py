@@ -101,16 +101,18 @@ def test_pseudo_labels_are_made_each_round_and_watched(index, teacher, tmp_path)
 
 
 @pytest.mark.parametrize(("round_steps", "save_every", "dies"), [(2, 2, 3), (3, 2, 3), (3, 1, 2), (4, 2, 3)])
-@pytest.mark.parametrize("labelled", [False, True], ids=["label-free", "semi-supervised"])
+@pytest.mark.parametrize(
+    ("labelled", "method"), [(False, "mixed"), (True, "pseudo")], ids=["label-free", "semi-supervised"]
+)
 def test_a_run_that_died_goes_on_bit_for_bit(
-    index, teacher, tmp_path, monkeypatch, round_steps, save_every, dies, labelled
+    index, teacher, tmp_path, monkeypatch, round_steps, save_every, dies, labelled, method
 ):
     from cellseg import train as loop
 
     data = {"replay": [{"index": str(index), "ids": ["0"]}]}
     data |= {"train": [{"index": str(index), "ids": ["0"]}]} if labelled else {}
     settings = {"save_every": save_every, "l2sp_alpha": 0.01}
-    run = make_run(index, teacher, data=data, train=settings, round_steps=round_steps, cutmix=0.5)
+    run = make_run(index, teacher, data=data, train=settings, round_steps=round_steps, cutmix=0.5, method=method)
     whole = adapt(run, tmp_path / "whole", device="cpu")
     original = loop.update
 
@@ -181,7 +183,7 @@ def seen_by(monkeypatch, run, out):
     return ids, sizes
 
 
-@pytest.mark.parametrize("method", ["pseudo", "consistency"])
+@pytest.mark.parametrize("method", ["pseudo", "mixed", "consistency"])
 def test_replay_is_a_share_of_every_batch_in_one_forward_pass(index, teacher, tmp_path, monkeypatch, method):
     data = {"replay": [{"index": str(index), "ids": ["0"]}]}
     run = make_run(index, teacher, data=data, method=method, batch_size=3, replay=0.25)
@@ -295,6 +297,50 @@ def test_labelled_images_decide_where_there_are_some_and_rank_the_criteria(index
     looks = [line for line in log(tmp_path / "flips") if "flips" in line]
     best = max(looks, key=lambda line: line["flips"])  # the earliest of equals
     assert (found["chosen_step"], found["score"]) == (best["step"], best["flips"])
+
+
+def test_where_labels_say_nothing_the_maps_of_the_teacher_are_learned(index, teacher):
+    """One crop: its left half labelled background, its right half open."""
+    run = make_run(index, teacher, method="mixed", confidence=0.0, consistency_weight=0.5)
+    start = module.load(str(teacher), device="cpu")
+    weak, target = torch.rand(1, 3, 64, 64), torch.zeros(1, 3, 64, 64)
+    weight = torch.zeros(1, 2, 64, 64)
+    weight[..., :32] = 1
+    fabric = module.make_fabric(run, "cpu")
+
+    class OneRound:
+        def __init__(self):
+            self.fabric, self.numbers = fabric, {"pseudo_cells": 4.0}
+
+        def batch(self, state, micro_step):
+            return module.Crops(weak, weak, target, weight, ("0",))
+
+    averaged = module.EmaTeacher(start.model, 0.5)
+    state = module.State(None, None, averaged, None)
+    lesson = module._pseudo(run, OneRound(), module._teacher(run, start, fabric), 0)(state, 0)
+    with torch.no_grad(), fabric.autocast():
+        maps = averaged(weak).float()
+    assert not lesson.target[..., :32].any()
+    torch.testing.assert_close(lesson.target[:, :1, :, 32:], torch.sigmoid(maps[:, :1, :, 32:]))
+    assert (lesson.weight[..., :32] == 1).all() and (lesson.weight[..., 32:] == 0.5).all()
+    assert lesson.numbers["known"] == 0.5 and lesson.numbers["pseudo_cells"] == 4
+    alone = module._pseudo(run, OneRound(), None, 0)(state, 0)
+    assert torch.equal(alone.target, target) and torch.equal(alone.weight, weight)
+
+
+def test_adapted_weights_remember_the_scales_of_the_images_and_a_kept_start_its_own(index, teacher, tmp_path):
+    from cellseg.scale import ZOOMS
+
+    adapt(make_run(index, teacher, criterion="last"), tmp_path / "first", device="cpu")
+    prior = load_weights(tmp_path / "first")[2]["scale_prior"]
+    assert len(prior) == len(ZOOMS) - 2 and max(prior) > 0
+    before = (tmp_path / "first" / "best.safetensors").read_bytes()
+    adapt(make_run(index, teacher, criterion="last"), tmp_path / "first", resume=True, device="cpu")
+    assert (tmp_path / "first" / "best.safetensors").read_bytes() == before
+    wild = {"lr": 100.0, "steps": 40, "validate_every": 1, "optimizer": "sgd", "clip_norm": None}
+    adapt(make_run(index, tmp_path / "first", train=wild), tmp_path / "second", device="cpu")
+    about = load_weights(tmp_path / "second")[2]
+    assert about["step"] == 0 and about["scale_prior"] == prior
 
 
 def test_the_last_step_may_be_asked_for(index, teacher, tmp_path):

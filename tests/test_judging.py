@@ -6,7 +6,7 @@ import torch
 from fakes import Constant, Fickle, Reader, four_disks, image_of, segmenter
 
 from cellseg.config import check_config
-from cellseg.criteria import CRITERIA
+from cellseg.criteria import CRITERIA, Findings
 from cellseg.judging import Verdict, Watch, decision
 from cellseg.train import State, fit, make_fabric
 
@@ -40,6 +40,16 @@ def test_one_giant_cell_is_a_collapse_unless_the_start_had_it():
     assert text == "collapse: one giant cell in 100 % of the images watched"
     assert watch().look(giant, None, {"cells": 1.0, "giants": 1.0}).collapse == ""
     assert watch().look(giant, None, {}).collapse == ""
+
+
+@pytest.mark.parametrize(("before", "after", "gone"), [(0.9, 0.44, True), (0.9, 0.46, False), (0.0, 0.0, False)])
+def test_cells_that_no_two_views_share_are_a_collapse(monkeypatch, before, after, gone):
+    found = Findings({**dict.fromkeys(CRITERIA, 0.9), "flips": after}, 12, 0.0)
+    monkeypatch.setattr("cellseg.judging.measure", lambda *arguments: found)
+    first = {"cells": 12.0, "giants": 0.0, "flips": before}
+    text = watch().look(segmenter(Constant(-8.0, 0.0)), None, first).collapse
+    assert bool(text) == gone
+    assert text.startswith("collapse: flipped images show other cells (agreement 0.44, 0.90") == gone
 
 
 def test_weights_that_are_no_numbers_are_a_collapse():

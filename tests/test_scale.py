@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cellseg.scale import WINDOW, ZOOMS, stable_zoom, stable_zooms, zoom_for
+from cellseg.scale import WINDOW, ZOOMS, scale_prior, stable_zoom, stable_zooms, zoom_for
 
 CHOSEN = ZOOMS[1:-1]
 
@@ -91,3 +91,20 @@ def test_what_many_images_say_steadies_what_one_says():
     assert stable_zooms(iter(images), segment_at)[3] == right
     assert stable_zooms(images[3:], segment_at) == [None]
     assert stable_zooms([], segment_at) == []
+
+
+def test_what_cells_elsewhere_say_peaks_at_their_zoom_and_doubts_few():
+    image = np.zeros((240, 240, 3), np.float32)
+    prior = scale_prior([image, image], finds_from(ZOOMS[5], ZOOMS[7]))
+    assert len(prior) == len(CHOSEN) and CHOSEN[int(np.argmax(prior))] == ZOOMS[6]
+    assert 0 < max(prior) < 1
+
+
+@pytest.mark.parametrize(("own", "other", "chosen"), [(0.5, 0.05, 2), (0.5, 0.2, 5), (1.0, 0.9, 2), (0.0, 0.9, None)])
+def test_the_surer_an_image_is_alone_the_less_others_count(monkeypatch, own, other, chosen):
+    """Alone it prefers zoom 2 of the list to zoom 5 by a tenth; others say zoom 5."""
+    alone, prior = np.zeros(len(CHOSEN)), np.zeros(len(CHOSEN))
+    alone[2], alone[5], prior[5] = own, max(own - 0.1, 0), other
+    monkeypatch.setattr("cellseg.scale._stability", lambda *arguments, **words: alone)
+    found = stable_zoom(np.zeros((8, 8, 3), np.float32), None, list(prior))
+    assert found == (None if chosen is None else CHOSEN[chosen])
