@@ -45,6 +45,7 @@ DEFAULT_RULE = NormalizeConfig()
 """Percentiles 1 and 99."""
 
 _MAX_ID = 2**31 - 1
+_HUGE = 1e37
 
 
 def find_images(folder: str | Path) -> list[Path]:
@@ -370,8 +371,10 @@ def _normalize_plane(
     values = plane.astype(wide)
     finite = np.isfinite(values) if plane.dtype.kind == "f" else None
     low, high = known or value_range(plane, rule)
-    if not high > low:
+    if not -np.inf < low < high < np.inf:
         return np.zeros(plane.shape, dtype=np.float32)
+    if max(abs(low), abs(high)) > _HUGE:  # or their difference would be infinite
+        values, low, high = values.astype(np.float64) * 2.0**-10, low * 2.0**-10, high * 2.0**-10
     with np.errstate(over="ignore", invalid="ignore"):
         np.divide(np.subtract(values, low, out=values), high - low, out=values)
     if rule.rule != "none":
