@@ -11,7 +11,7 @@ BIN := .venv/bin
 CELLSEG := $(BIN)/cellseg
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: help setup demo test test-slow lint types data preprocess train adapt eval tables real bench-crops bench-data bench-env bench-metrics bench-l2sp bench-networks bench-slides cellpose-equal leave-one-out clean
+.PHONY: help setup demo test test-slow lint types data preprocess train adapt eval tables real bench-crops bench-data bench-env bench-metrics bench-l2sp bench-networks bench-inference bench-slides cellpose-equal fuzz leave-one-out clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -105,8 +105,15 @@ bench-l2sp: setup ## What a penalty costs a training step: experiments/results/b
 bench-networks: setup ## Speed of every network: experiments/results/bench_networks.md
 	$(BIN)/python tests/bench/bench_networks.py
 
+bench-inference: setup bench-env ## Targets and decoders against their peers: experiments/results/bench_inference_decode.md
+	$(BIN)/python tests/bench/bench_inference_decode.py
+
 bench-slides: setup ## Score a pair of 20,000 x 20,000 label images: memory and time
 	$(BIN)/python tests/bench/bench_slides.py
+
+fuzz: setup ## Throw damaged inputs at every reader: 2,400 cases, then properties; resumes where it was stopped
+	$(BIN)/python tests/faults/fuzz.py --seed $(SEED) --shared $(SHARED)/data
+	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest -q tests/test_properties.py
 
 leave-one-out: setup ## Choose the settings of experiments/real_five.toml on its five training images
 	$(BIN)/python experiments/leave_one_out.py experiments/real_five.toml --set train.steps=250,train.lr=1e-3 --set train.steps=250,train.lr=3e-4
