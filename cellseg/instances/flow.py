@@ -231,7 +231,10 @@ def path_ends(gained: float, steps: int, longest: int) -> bool:
 
 def _drop_inconsistent(labels: Labels, maps: Maps, threshold: float) -> Labels:
     """Remove cells whose own flow differs from the predicted one by more than ``threshold`` (mean square)."""
-    expected = encode(labels)[1:]
-    error = ((expected - maps[1:] / FLOW_SCALE) ** 2).sum(axis=0)
-    mean = np.bincount(labels.ravel(), error.ravel()) / np.maximum(np.bincount(labels.ravel()), 1)
+    error = maps[1:] / np.float32(-FLOW_SCALE)
+    expected = np.zeros_like(error)
+    directions(labels, expected)
+    np.square(np.add(error, expected, out=error), out=error)
+    flat = labels.ravel()
+    mean = np.bincount(flat, (error[0] + error[1]).ravel()) / np.maximum(np.bincount(flat), 1)
     return renumber(labels, mean <= threshold)
