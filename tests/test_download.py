@@ -308,6 +308,17 @@ def test_damaged_zip_is_set_aside_with_its_record(tmp_path):
     assert tree(tmp_path) == {"a.zip.bad"}
 
 
+def test_a_zip_whose_directory_points_nowhere_is_set_aside(tmp_path):
+    archive = tmp_path / "x.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        packed.writestr("a.txt", "content")
+    data = archive.read_bytes()
+    archive.write_bytes(data[10:])  # offsets now lie before the beginning
+    with pytest.raises(CellsegError, match=r"x\.zip: damaged archive"):
+        unpack(archive, tmp_path / "out")
+    assert not archive.exists() and (tmp_path / "x.zip.bad").exists()
+
+
 def test_too_small_a_disk_is_said_before_anything_is_written(tmp_path, monkeypatch):
     archive = tmp_path / "a.zip"
     archive.write_bytes(zipped({"a.tif": b"1" * 1000}))

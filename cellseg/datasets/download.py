@@ -15,7 +15,6 @@ import shutil
 import sys
 import time
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -246,7 +245,9 @@ def unpack(archive: Path, root: Path) -> None:
                     with opened.open(member) as packed, atomic_path(target) as temporary, temporary.open("wb") as out:
                         shutil.copyfileobj(packed, out, CHUNK)
                     progress.advance(task, member.file_size)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except CellsegError:
+        raise
+    except Exception as error:  # a damaged zip raises dozens of types, OSError for an offset below 0 among them
         _record_file(archive).unlink(missing_ok=True)
         _set_aside(archive, f"damaged archive ({error})")
 

@@ -71,6 +71,16 @@ def write_case(root: Path, number: int, seed: int, shared: str) -> tuple[str, st
     return door, random_cases.write_case(root, door, rng, _real(shared))
 
 
+def door_of(number: int, seed: int) -> str:
+    """Return the door of a case without writing it."""
+    import numpy as np
+    import random_cases
+
+    if number < len(named()):
+        return str(named()[number][1])
+    return random_cases.choose_door(np.random.default_rng([seed, number]))
+
+
 def run_case(root: Path, number: int, seed: int, shared: str) -> dict[str, Any]:
     """Run one case in this process and judge how it ends.
 
@@ -255,6 +265,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=2400, help="how many cases in all")
     parser.add_argument("--spread", type=int, help="only so many of them, evenly")
+    parser.add_argument("--doors", help="only cases of these doors, with commas between")
     parser.add_argument("--only", type=int, nargs="*", help="only these numbers, run anew and shown in full")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     parser.add_argument("--shared", default="", help="folder of real samples; none by default")
@@ -266,6 +277,8 @@ def main() -> int:
         work(asked.seed, shared)
         return 0
     numbers = list(range(asked.count))
+    if asked.doors:
+        numbers = [number for number in numbers if door_of(number, asked.seed) in asked.doors.split(",")]
     if asked.spread:
         numbers = numbers[:: max(1, len(numbers) // asked.spread)][: asked.spread]
     if asked.only:
