@@ -229,7 +229,7 @@ def test_the_teacher_of_a_round_is_the_average_of_that_moment(index, teacher, tm
     saved = load_state(tmp_path / "ema" / "last.pt")
     assert saved["step"] == 3
     teachers.clear()
-    adapt(make_run(index, teacher, train={"ema": 0.0}), tmp_path / "raw", device="cpu")
+    adapt(make_run(index, teacher, train={"ema": 0.0}, method="pseudo"), tmp_path / "raw", device="cpu")
     assert len(teachers) == 2
     teachers.clear()
     adapt(make_run(index, teacher, teacher="frozen"), tmp_path / "frozen", device="cpu")

@@ -51,10 +51,12 @@ def test_just_outside_a_kept_cell_is_background_however_unsure_the_network():
     labels = four_disks()
     image = image_of(labels)
     image[..., 0] = np.where(labels > 0, 8, -0.1)  # background with a foreground probability of 0.475
-    made = make_labels(segmenter(Reader()), image, AdaptConfig(), 24.0)
+    made = make_labels(segmenter(Reader()), image, AdaptConfig(method="pseudo"), 24.0)
     assert made.kept == 4
     outside = ndimage.distance_transform_edt(labels == 0)
     assert np.array_equal(made.known, outside <= 3)
+    mixed = make_labels(segmenter(Reader()), image, AdaptConfig(method="mixed"), 24.0)
+    assert np.array_equal(mixed.known, labels > 0)  # the teacher's maps say where a cell ends
     assert np.array_equal(made.labels > 0, labels > 0)
 
 

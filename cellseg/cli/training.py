@@ -133,10 +133,11 @@ def _folder_run(
     index = str(prepare_folder(images, out / "data", labels=labels))
     values: dict[str, Any] = {
         "model": config.model_dump(),
-        "train": {"init": str(weights), "steps": 1200, "lr": 3e-4, "ema": 0.99, "validate_every": 100}
-        | {"save_every": 100}
+        "train": {"init": str(weights), "steps": 600, "batch_size": 6, "crop_size": 192, "lr": 5e-4, "warmup_steps": 30}
+        | {"weight_decay": 0.0, "ema": 0.99, "validate_every": 60, "save_every": 60}
         | {"regularizer": {"kind": "l2sp", "alpha": 0.003}}
         | ({"freeze_norm_statistics": True} if config.norm == "batch" else {}),
+        "adapt": {"batch_size": 6},
         "data": {
             "unlabelled": [{"index": index}],
             "train": [{"index": index}] if labels else [],
