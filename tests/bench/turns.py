@@ -2,9 +2,9 @@
 
 A script of workers says what the methods are (``turns_worker.py``); its parts are called in the order they are listed,
 what only prepares them among them (a caller leaves it out of its tables). In each round every part of every method is
-called for a short while, in an order that rotates, so that what else the machine does falls on no method alone. What
-takes more than ``SLOW_S`` in its warm-up is not called again: that call is its time, and its rounds are 0. Sections of
-``make bench-inference`` share this file.
+called for a short while, in an order that rotates, so that what else the machine does falls on no method alone; a part
+that has had ``ENOUGH_S`` of processor time sits out. What takes more than ``SLOW_S`` in its warm-up is not called
+again: that call is its time, and its rounds are 0. Sections of ``make bench-inference`` share this file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-TURN_S, SLOW_S, TIMEOUT_S = 0.05, 4.0, 3600.0
+TURN_S, ENOUGH_S, SLOW_S, TIMEOUT_S = 0.05, 2.0, 4.0, 7200.0
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "BENCH_THREADS")
 
 
@@ -91,7 +91,7 @@ def take_turns(workers: Sequence[Worker], state: dict[str, object], rounds: int)
     for number in range(rounds):
         start = number % max(len(parts), 1)
         for part in parts[start:] + parts[:start]:
-            if part.status == "ok" and not part.slow:
+            if part.status == "ok" and sum(part.cpu_s) < ENOUGH_S and not part.slow:
                 turn(part, by_method[part.method])
     return parts
 

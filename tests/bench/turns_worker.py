@@ -24,10 +24,10 @@ Parts = dict[str, Callable[[], object]]
 
 
 def timed(call: Callable[[], object], turn_s: float) -> tuple[dict, object]:
-    """Call for ``turn_s`` seconds, at least once and at most 20 times."""
+    """Call for ``turn_s`` seconds of processor time, at least once and at most 20 times."""
     wall_s, cpu_s = [], []
     result = None
-    while not wall_s or (sum(wall_s) < turn_s and len(wall_s) < 20):
+    while not wall_s or (sum(cpu_s) < turn_s and len(cpu_s) < 20):
         wall, cpu = time.perf_counter(), time.process_time()
         result = call()
         cpu_s.append(time.process_time() - cpu)
