@@ -11,7 +11,7 @@ BIN := .venv/bin
 CELLSEG := $(BIN)/cellseg
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: help setup demo test test-slow lint types data preprocess train adapt eval tables real bench-crops bench-data bench-env bench-metrics bench-l2sp bench-networks bench-inference bench-slides cellpose-equal fuzz leave-one-out clean
+.PHONY: help setup demo test test-slow lint types data preprocess train adapt eval tables real adaptation bench-crops bench-data bench-env bench-metrics bench-l2sp bench-networks bench-inference bench-inference-slides bench-slides cellpose-equal fuzz leave-one-out clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -66,6 +66,7 @@ eval: setup ## Predict and score the evaluation sets of a run
 
 tables: setup ## Render every table from the runs that are there, and the representations' ceilings
 	for table in experiments/tables/*.toml; do $(CELLSEG) table $$table || exit 1; done
+	$(BIN)/python experiments/declared.py
 	$(BIN)/python experiments/oracle.py --shared $(SHARED)
 
 real: setup ## DSB2018 to LIVECell on the small real samples (an hour and more of two cores)
@@ -78,6 +79,26 @@ real: setup ## DSB2018 to LIVECell on the small real samples (an hour and more o
 	  $(CELLSEG) evaluate $(RUNS)/$$run/s$(SEED); \
 	done; \
 	$(CELLSEG) table experiments/tables/real.toml
+
+adaptation: setup ## The adaptation cases on the small real samples, three seeds: hours of two cores; resumes; then make tables
+	@if [ ! -d $(SHARED) ]; then echo "make adaptation: skipped, the real samples are not in $(SHARED)"; exit 0; fi; \
+	set -e; \
+	$(CELLSEG) prepare livecell --root $(SHARED)/livecell --out data/prepared/livecell; \
+	for set in dsb2018 ctc_dic_c2dh_hela ctc_fluo_n2dl_hela ctc_phc_c2dl_psc; do \
+	  $(CELLSEG) prepare folder --root $(SHARED)/$$set --out data/prepared/$$set; \
+	done; \
+	for run in real_teacher real_teacher2 adapt_teacher adapt_teacher_fluorescence; do \
+	  $(CELLSEG) train experiments/$$run.toml --resume; $(CELLSEG) evaluate $(RUNS)/$$run/s0; \
+	done; \
+	for run in five_replay five_plain five_l2sp collapse; do $(CELLSEG) adapt experiments/$$run.toml --resume; done; \
+	for seed in 0 1 2; do \
+	  for run in livecell_mixed livecell_selfadapt seen_mixed stained_mixed; do \
+	    $(CELLSEG) adapt experiments/$$run.toml --seed $$seed --resume; \
+	  done; \
+	done; \
+	for run in livecell_pseudo livecell_alone seen_selfadapt stained_selfadapt; do \
+	  $(CELLSEG) adapt experiments/$$run.toml --resume; \
+	done
 
 bench-crops: setup ## Training crops from slides of 8,000 x 10,000 pixels: memory and time
 	$(BIN)/python tests/bench/bench_crops.py
@@ -107,6 +128,9 @@ bench-networks: setup ## Speed of every network: experiments/results/bench_netwo
 
 bench-inference: setup bench-env ## Targets and decoders against their peers: experiments/results/bench_inference_decode.md
 	$(BIN)/python tests/bench/bench_inference_decode.py
+
+bench-inference-slides: setup ## Segment slides of 5,000² and 20,000² with the demo's teacher: memory, time, ids
+	$(BIN)/python tests/bench/bench_inference_slides.py --model $(RUNS)/demo_teacher/s$(SEED)
 
 bench-slides: setup ## Score a pair of 20,000 x 20,000 label images: memory and time
 	$(BIN)/python tests/bench/bench_slides.py
