@@ -35,7 +35,7 @@ from cellseg.losses import Parts, consistency_target, foreground_target, represe
 from cellseg.models.teacher import EmaTeacher
 from cellseg.models.wise import interpolate
 from cellseg.predict import Segmenter, load
-from cellseg.progress import track
+from cellseg.pseudo import find_diameters
 from cellseg.rounds import Rounds, spot
 from cellseg.train import Objective, State, fit, make_fabric, place, refuse_to_overwrite
 
@@ -199,7 +199,7 @@ def _consistency(run: RunConfig, records: Sequence[Record], start: Segmenter, fa
             records,
             run.model,
             run.augment,
-            diameters=_diameters(run, records, start),
+            diameters=find_diameters(start, records, run.adapt.diameter),
             shape=(run.adapt.batch_size, run.train.crop_size),
             seed=seed + 7919,
             labelled=False,
@@ -261,21 +261,7 @@ def _judge(run: RunConfig, watched: Sequence[Record], start: Segmenter) -> Judge
         run.adapt.criterion, run.adapt.criterion
     )
     images = [load_view(record, run.model) for record in watched]
-    return Watch(images, _diameters(run, watched, start), key, run.adapt.patience, validation)
-
-
-def _diameters(run: RunConfig, records: Sequence[Record], start: Segmenter) -> list[float | None]:
-    """Cell diameter of each unlabelled image: one number, the index, or the starting model's own estimate."""
-    policy = run.adapt.diameter
-    if isinstance(policy, float):
-        return [policy] * len(records)
-    if policy == "index":
-        return [record.diameter for record in records]
-    known = start.about.get("diameter")
-    return [
-        start.estimate_diameter(load_view(record, run.model)) or known
-        for record in track(records, "estimating cell size", total=len(records))
-    ]
+    return Watch(images, find_diameters(start, watched, run.adapt.diameter), key, run.adapt.patience, validation)
 
 
 def _conclude(run: RunConfig, out: Path, judge: Judge | None, start: Segmenter) -> None:

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ from cellseg.images import read_labels, write_labels
 from cellseg.instances.interface import renumber
 from cellseg.predict import Segmenter
 from cellseg.progress import track
-from cellseg.scale import resize_image, resize_labels, zoom_for
+from cellseg.scale import resize_image, resize_labels, stable_zooms, zoom_for
 from cellseg.views import found_again, see
 
 INDEX_NAME = "index.csv"
@@ -127,6 +128,32 @@ def make_labels(
     )
 
 
+def find_diameters(
+    segmenter: Segmenter, records: Sequence[Record], policy: float | Literal["auto", "index"]
+) -> list[float | None]:
+    """Find the cell diameters of unlabelled images, all of one kind, in pixels.
+
+    Parameters
+    ----------
+    segmenter : Segmenter
+        The teacher.
+    records : sequence of Record
+        The images.
+    policy : float or {"auto", "index"}
+        ``adapt.diameter``: one number; what the index says; or the scale that suits each image and all of them
+        together (:func:`cellseg.scale.stable_zooms`), and where no cell is found in any the diameter that the
+        teacher was trained on, if that is known.
+    """
+    if policy == "index":
+        return [record.diameter for record in records]
+    if isinstance(policy, float):
+        return [policy] * len(records)
+    views = (load_view(record, segmenter.config, SLIDE_SIDE) for record in records)
+    zooms = stable_zooms(track(views, "estimating cell size", total=len(records)), segmenter.segment_at)
+    known = segmenter.about.get("diameter")
+    return [segmenter.config.reference_diameter / zoom if zoom is not None else known for zoom in zooms]
+
+
 def write_round(
     folder: Path,
     segmenter: Segmenter,
@@ -151,10 +178,9 @@ def write_round(
     """
     (folder / INDEX_NAME).unlink(missing_ok=True)
     rows = []
-    names = _names(records)
-    for name, record in track(zip(names, records, strict=True), what, total=len(records)):
-        known = settings.diameter if isinstance(settings.diameter, float) else None
-        diameter = record.diameter if settings.diameter == "index" else known
+    diameters = find_diameters(segmenter, records, settings.diameter)
+    shown = zip(_names(records), records, diameters, strict=True)
+    for name, record, diameter in track(shown, what, total=len(records)):
         made = make_labels(segmenter, load_view(record, segmenter.config, SLIDE_SIDE), settings, diameter)
         write_labels(folder / "labels" / f"{name}.tif", made.labels)
         write_labels(folder / "known" / f"{name}.tif", made.known.astype(np.int32))
