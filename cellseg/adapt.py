@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -35,12 +34,21 @@ from cellseg.losses import Parts, consistency_target, foreground_target, represe
 from cellseg.models.teacher import EmaTeacher
 from cellseg.models.wise import interpolate
 from cellseg.predict import Segmenter, load
+from cellseg.progress import track
 from cellseg.pseudo import find_diameters
 from cellseg.rounds import Rounds, spot
+from cellseg.scale import scale_prior
 from cellseg.train import Objective, State, fit, make_fabric, place, refuse_to_overwrite
 
 UNMIXED_NAME = "unmixed.safetensors"
 """With ``adapt.wise``: the weights before they were mixed with the start."""
+
+
+LABELLING = frozenset({"pseudo", "mixed"})
+"""Methods that make labels, round by round."""
+
+SCALE_IMAGES = 24
+"""Of so many unlabelled images the scales go with the adapted weights."""
 
 
 @dataclass(frozen=True)
@@ -98,29 +106,31 @@ def adapt(run: RunConfig, out: str | Path, *, seed: int = 0, resume: bool = Fals
     method = run.adapt.method if records else "none"
     if method == "none" and not run.data.train:
         raise CellsegError("adapt.method = 'none' learns from labelled images only, but data.train names none")
-    if method == "pseudo" and run.data.train:
-        records, method = _without_truth(records, gather(run.data.train, weak=True))
+    if method in LABELLING and run.data.train:
+        rest = _without_truth(records, gather(run.data.train, weak=True))
+        records, method = (rest, method) if rest else (records, "none")  # else nothing is left to be guessed
     watched = take_evenly(records, run.adapt.watch) if records and run.adapt.watch else []
     judge = _judge(run, watched, start)
     teach: Teach | None = None
-    if method == "pseudo":
+    if method in LABELLING:
         watch = (judge, spot(records, watched)) if isinstance(judge, Watch) else None
-        teach = _pseudo(run, Rounds(run, out, records, start=start, fabric=fabric, seed=seed + 7919, watch=watch), seed)
+        rounds = Rounds(run, out, records, start=start, fabric=fabric, seed=seed + 7919, watch=watch)
+        teach = _pseudo(run, rounds, _teacher(run, start, fabric) if method == "mixed" else None, seed)
     elif method == "consistency":
         teach = _consistency(run, records, start, fabric, seed)
     supervised = _supervised(run, seed, fabric, n_taught=run.adapt.batch_size if teach is not None else 0)
     fit(run, out, fabric, _objective(run, teach, supervised, fabric), seed=seed, resume=resume, judge=judge)
     if fabric.is_global_zero:
         _conclude(run, out, judge, start)
+        _note_scale(out, take_evenly(records, SCALE_IMAGES) if records else [], start)
     fabric.barrier()
     return out / WEIGHTS_NAME
 
 
-def _without_truth(records: list[Record], labelled: Sequence[Record]) -> tuple[list[Record], Literal["pseudo", "none"]]:
-    """Leave out the images all cells of which are labelled, unless that is all of them: then nothing is guessed."""
+def _without_truth(records: list[Record], labelled: Sequence[Record]) -> list[Record]:
+    """Leave out the images all cells of which are labelled."""
     true = {record.image for record in labelled if record.label_kind == "instances"}
-    rest = [record for record in records if record.image not in true]
-    return (rest, "pseudo") if rest else (records, "none")
+    return [record for record in records if record.image not in true]
 
 
 def _objective(run: RunConfig, teach: Teach | None, supervised: Sequence[Batches], fabric: Fabric) -> Objective:
@@ -139,7 +149,7 @@ def _objective(run: RunConfig, teach: Teach | None, supervised: Sequence[Batches
         maps = state.student(layout(_join([lesson.images, *images]), run))
         mine, rest = maps[: len(lesson.images)], maps[len(lesson.images) :]
         numbers = lesson.numbers | _foregrounds(mine.detach(), lesson, name)
-        if run.adapt.method == "pseudo":  # labels among labels: every known pixel weighs the same
+        if run.adapt.method in LABELLING:  # labels among labels: every known pixel weighs the same
             loss, parts = representation_loss(
                 maps, _join([lesson.target, *target]), _join([lesson.weight, *weight]), name
             )
@@ -176,23 +186,48 @@ def ramp(run: RunConfig, step: int) -> float:
     return run.adapt.consistency_weight * math.exp(-5 * left**2)
 
 
-def _pseudo(run: RunConfig, rounds: Rounds, seed: int) -> Teach:
-    """Teach the labels of a round under strong views."""
+def _teacher(run: RunConfig, start: Segmenter, fabric: Fabric) -> Callable[[State], EmaTeacher]:
+    """Return what makes soft targets: the student's average, or the start, never touched again."""
+    if run.adapt.teacher == "ema" and run.train.ema == 0:
+        raise CellsegError("adapt.teacher = 'ema' needs train.ema > 0, for example 0.99")
+    frozen = EmaTeacher(start.model, 0.0).to(fabric.device) if run.adapt.teacher == "frozen" else None
+
+    def teacher(state: State) -> EmaTeacher:
+        chosen = frozen or state.averaged
+        assert chosen is not None
+        return chosen
+
+    return teacher
+
+
+def _see(run: RunConfig, teacher: EmaTeacher, crop: Crops, fabric: Fabric) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the teacher's maps of the weak view as a soft target, and where it is trusted."""
+    with torch.no_grad(), fabric.autocast():
+        return consistency_target(teacher(crop.weak), run.adapt.confidence, run.model.representation)
+
+
+def _pseudo(run: RunConfig, rounds: Rounds, teacher: Callable[[State], EmaTeacher] | None, seed: int) -> Teach:
+    """Teach the labels of a round under strong views and, with a teacher, its maps where these say nothing."""
 
     def teach(state: State, micro_step: int) -> Lesson:
         crop = rounds.batch(state, micro_step).to(rounds.fabric.device)
-        parts = _mix(run, (crop.strong, crop.target, crop.weight), [seed, 6, micro_step, place(rounds.fabric)[0]])
         numbers = {name: torch.tensor(value) for name, value in rounds.numbers.items()}
-        return Lesson(*parts, {"known": parts[2][:, 0].mean(), **numbers}, crop.ids)
+        numbers["known"] = crop.weight[:, 0].mean()
+        target, weight = crop.target, crop.weight
+        if teacher is not None:
+            soft, trusted = _see(run, teacher(state), crop, rounds.fabric)
+            is_open = weight[:, :1] == 0
+            target = torch.where(is_open, soft, target)
+            weight = torch.where(is_open, trusted * run.adapt.consistency_weight, weight)
+        parts = _mix(run, (crop.strong, target, weight), [seed, 6, micro_step, place(rounds.fabric)[0]])
+        return Lesson(*parts, numbers, crop.ids)
 
     return teach
 
 
 def _consistency(run: RunConfig, records: Sequence[Record], start: Segmenter, fabric: Fabric, seed: int) -> Teach:
     """Teach the maps of the teacher's weak view under strong views of the same pixels."""
-    if run.adapt.teacher == "ema" and run.train.ema == 0:
-        raise CellsegError("adapt.teacher = 'ema' needs train.ema > 0, for example 0.99")
-    frozen = EmaTeacher(start.model, 0.0).to(fabric.device) if run.adapt.teacher == "frozen" else None
+    teacher = _teacher(run, start, fabric)
     rank, world = place(fabric)
     views = loader(
         CropDataset(
@@ -212,11 +247,8 @@ def _consistency(run: RunConfig, records: Sequence[Record], start: Segmenter, fa
     )
 
     def teach(state: State, micro_step: int) -> Lesson:
-        teacher = frozen or state.averaged
-        assert teacher is not None
         crop = views(micro_step).to(fabric.device)
-        with torch.no_grad(), fabric.autocast():
-            target, trusted = consistency_target(teacher(crop.weak), run.adapt.confidence, run.model.representation)
+        target, trusted = _see(run, teacher(state), crop, fabric)
         numbers = {"kept": (trusted * crop.weight).sum() / crop.weight.sum().clamp(min=1)}
         return Lesson(
             *_mix(run, (crop.strong, target, trusted * crop.weight), [seed, 6, micro_step, rank]), numbers, crop.ids
@@ -279,3 +311,14 @@ def _conclude(run: RunConfig, out: Path, judge: Judge | None, start: Segmenter) 
     mixed = Segmenter(model.to(start.device), config, run.predict, start.device, about)
     numbers = judge.look(mixed, None, {}).numbers if judge is not None else {}
     journal.note(out, {"wise": {"weight": run.adapt.wise, **numbers}})
+
+
+def _note_scale(out: Path, records: Sequence[Record], start: Segmenter) -> None:
+    """Let adapted weights remember at which scales they see the unlabelled images best."""
+    model, config, about = load_weights(out / WEIGHTS_NAME)
+    if not records or about["step"] == 0 or "scale_prior" in about:
+        return
+    adapted = Segmenter(model.to(start.device), config, start.settings, start.device, about)
+    views = (load_view(record, config) for record in records)
+    prior = scale_prior(track(views, "looking at scales", total=len(records)), adapted.segment_at)
+    save_weights(out / WEIGHTS_NAME, model, config, about | {"scale_prior": prior})

@@ -10,10 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class AdaptConfig(BaseModel):
     """What adaptation adds: unlabelled images, what is made of them, and which weights are handed out."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    method: Literal["pseudo", "consistency", "none"] = "pseudo"
-    """Learn the teacher's surest cells as labels, agree with its maps pixel by pixel, or only watch the images."""
+    method: Literal["pseudo", "mixed", "consistency", "none"] = "pseudo"
+    """Learn the teacher's surest cells as labels (``pseudo``), agree with its maps pixel by pixel (``consistency``),
+    learn those cells and agree with the maps everywhere else (``mixed``), or only watch the images (``none``)."""
     teacher: Literal["ema", "frozen"] = "ema"
     """What makes the targets: the averaged student (momentum ``train.ema``) or the unchanged start."""
     batch_size: int = Field(8, ge=1)
@@ -23,18 +24,18 @@ class AdaptConfig(BaseModel):
     diameter: float | Literal["auto", "index"] = "auto"
     """Cell diameter of unlabelled images: a number, the teacher's own estimate, or the index."""
     round_steps: int = Field(300, ge=1)
-    """``pseudo``: updates after which the teacher, averaged or the student itself, labels the images anew."""
+    """``pseudo``, ``mixed``: updates after which the teacher, or a student without average, labels the images anew."""
     views: Literal["flips", "scales", "both"] = "both"
-    """``pseudo``: what a cell must be found again in: four flips, two neighbouring scales, or both."""
+    """``pseudo``, ``mixed``: what a cell must be found again in: four flips, two neighbouring scales, or both."""
     agreement: float = Field(0.75, gt=0, le=1)
-    """``pseudo``: share of the views in which a cell must be found again to be learned."""
+    """``pseudo``, ``mixed``: share of the views in which a cell must be found again to be learned."""
     background: float = Field(0.2, ge=0, le=0.5)
     """``pseudo``: pixels with a mean foreground probability below this are learned as background."""
     consistency_weight: float = Field(1.0, ge=0)
-    """``consistency``: its weight in the loss, after ``ramp_steps`` updates."""
+    """``consistency``: its weight in the loss, after ``ramp_steps`` updates; ``mixed``: weight of the other pixels."""
     ramp_steps: int = Field(200, ge=0)
     confidence: float = Field(0.7, ge=0, le=1)
-    """``consistency``: pixels whose teacher confidence, by the rule of the representation, is below are ignored."""
+    """``consistency``, ``mixed``: pixels of less confidence, by the rule of the representation, are ignored."""
     cutmix: float = Field(0.0, ge=0, le=1)
     """Probability of pasting a rectangle of another unlabelled crop into one."""
     watch: int = Field(8, ge=0)

@@ -136,7 +136,7 @@ class Segmenter:
         See :func:`cellseg.scale.stable_zoom`: the scale at which the cells found depend least on scale.
         """
         with self._timed("scale"):
-            zoom = stable_zoom(image, self.segment_at)
+            zoom = stable_zoom(image, self.segment_at, self.about.get("scale_prior"))
         return None if zoom is None else self.config.reference_diameter / zoom
 
     def segment_at(self, image: Image, zoom: float) -> Labels:

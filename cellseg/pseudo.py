@@ -116,7 +116,9 @@ def make_labels(
     share = found_again(views.labels, others)
     kept = share >= settings.agreement - 1e-9  # a share such as 4 / 6 is no exact number
     labels = renumber(views.labels, np.concatenate([[False], kept]))
-    surely_none = (views.foreground < settings.background) | near_cells(labels)
+    surely_none = views.foreground < settings.background
+    if settings.method == "pseudo":  # where maps are learned too, they say where a cell ends
+        surely_none |= near_cells(labels)
     known = (labels > 0) | (surely_none & (views.labels == 0))
     shape = (image.shape[0], image.shape[1])
     return PseudoLabels(
@@ -179,8 +181,9 @@ def write_round(
     (folder / INDEX_NAME).unlink(missing_ok=True)
     rows = []
     diameters = find_diameters(segmenter, records, settings.diameter)
-    shown = zip(_names(records), records, diameters, strict=True)
-    for name, record, diameter in track(shown, what, total=len(records)):
+    for name, record, diameter in track(
+        zip(_names(records), records, diameters, strict=True), what, total=len(records)
+    ):
         made = make_labels(segmenter, load_view(record, segmenter.config, SLIDE_SIDE), settings, diameter)
         write_labels(folder / "labels" / f"{name}.tif", made.labels)
         write_labels(folder / "known" / f"{name}.tif", made.known.astype(np.int32))

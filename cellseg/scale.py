@@ -8,7 +8,7 @@ every representation. Of a large image only the centre is looked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 import cv2
@@ -27,8 +27,9 @@ SAME_SCALE = 0.02
 ZOOMS = tuple(2.0 ** (step / 2) for step in range(-5, 5))
 """Zooms tried, a factor of √2 apart; the outer two only as neighbours."""
 DOUBT = 20
-"""Cells that are taken to disagree between two zooms beside those that do: without them a few blobs, each a clump of
-cells shown too coarse, agree more easily than a hundred cells."""
+"""Cells that are taken to disagree between two zooms beside those that do, where many images choose together: without
+them a few blobs, each a clump of cells shown too coarse, agree more easily than a hundred cells. One image alone, which
+may hold five cells, is not doubted."""
 
 WINDOW = 512
 """Largest side in pixels, at the finer of two zooms, of the part that is compared."""
@@ -63,7 +64,9 @@ def resize_labels(labels: Labels, shape: tuple[int, int]) -> Labels:
     return np.ascontiguousarray(labels[rows[:, None], columns])
 
 
-def stable_zoom(image: Image, segment_at: Callable[[Image, float], Labels]) -> float | None:
+def stable_zoom(
+    image: Image, segment_at: Callable[[Image, float], Labels], prior: Sequence[float] | None = None
+) -> float | None:
     """Find the zoom whose instances agree best with those at the neighbouring zooms.
 
     Parameters
@@ -72,15 +75,28 @@ def stable_zoom(image: Image, segment_at: Callable[[Image, float], Labels]) -> f
         Normalised.
     segment_at : callable
         ``segment_at(image, zoom)`` returns labels of the image shown at a zoom, at that size.
+    prior : sequence of float, optional
+        What other images of the same kind say (:func:`scale_prior`); added to what this one says.
 
     Returns
     -------
     float or None
-        One of :data:`ZOOMS` but the outer two: the largest mean agreement with its two neighbours, which is the F1 at
-        IoU 0.5 lowered by :data:`DOUBT`; the finer zoom where two are equal. None where no two neighbouring zooms
-        agree on a single cell.
+        One of :data:`ZOOMS` but the outer two: the largest mean of the two F1 at IoU 0.5 against its neighbours,
+        the finer zoom where two are equal. None where no two neighbouring zooms agree on a single cell.
     """
-    return _best(_stability(image, segment_at))
+    alone = _stability(image, segment_at, doubt=0)
+    return _best(alone if prior is None or not alone.any() else alone + prior)
+
+
+def scale_prior(images: Iterable[Image], segment_at: Callable[[Image, float], Labels]) -> list[float]:
+    """Return how well the cells of images agree between neighbouring zooms, lowered by :data:`DOUBT`, on average.
+
+    Returns
+    -------
+    list of float
+        For each of :data:`ZOOMS` but the outer two; a prior for other images of the same kind.
+    """
+    return [float(v) for v in np.mean([_stability(image, segment_at, doubt=DOUBT) for image in images], axis=0)]
 
 
 def stable_zooms(images: Iterable[Image], segment_at: Callable[[Image, float], Labels]) -> list[float | None]:
@@ -96,17 +112,19 @@ def stable_zooms(images: Iterable[Image], segment_at: Callable[[Image, float], L
     Returns
     -------
     list of float or None
-        For each image the zoom at which its own agreement with the neighbouring zooms, plus its mean over all images,
-        is largest. None where no cell is found in any image.
+        For each image the zoom at which its own agreement with the neighbouring zooms, lowered by :data:`DOUBT`, plus
+        its mean over all images is largest. None where no cell is found in any image.
     """
-    alone = [_stability(image, segment_at) for image in images]
+    alone = [_stability(image, segment_at, doubt=DOUBT) for image in images]
     together = np.mean(alone, axis=0) if alone else np.zeros(0)
     return [_best(one + together) for one in alone]
 
 
-def _stability(image: Image, segment_at: Callable[[Image, float], Labels]) -> NDArray[np.float64]:
+def _stability(
+    image: Image, segment_at: Callable[[Image, float], Labels], *, doubt: int
+) -> NDArray[np.float64]:
     """Return the mean agreement with both neighbours, of each zoom of :data:`ZOOMS` but the outer two."""
-    pairs = [_agreement(image, coarse, fine, segment_at) for coarse, fine in pairwise(ZOOMS)]
+    pairs = [_agreement(image, coarse, fine, segment_at, doubt) for coarse, fine in pairwise(ZOOMS)]
     return np.array([(below + above) / 2 for below, above in pairwise(pairs)])
 
 
@@ -116,8 +134,10 @@ def _best(stability: NDArray[np.float64]) -> float | None:
     return ZOOMS[-2 - best] if finest_first[best] > 0 else None
 
 
-def _agreement(image: Image, coarse: float, fine: float, segment_at: Callable[[Image, float], Labels]) -> float:
-    """Return the F1 at IoU 0.5 between two zooms, as if :data:`DOUBT` cells more were found at one of them only."""
+def _agreement(
+    image: Image, coarse: float, fine: float, segment_at: Callable[[Image, float], Labels], doubt: int
+) -> float:
+    """Return the F1 at IoU 0.5 between two zooms, as if ``doubt`` cells more were found at one of them only."""
     rows, columns = (_middle(side, int(WINDOW / fine)) for side in image.shape[:2])
     part = image[rows, columns]
     if min(part.shape[:2]) * coarse < LEAST_SIDE:
@@ -125,7 +145,7 @@ def _agreement(image: Image, coarse: float, fine: float, segment_at: Callable[[I
     labels_fine = segment_at(part, fine)
     labels_coarse = resize_labels(segment_at(part, coarse), (labels_fine.shape[0], labels_fine.shape[1]))
     found = match(labels_fine, labels_coarse, thresholds=(0.5,))[0]
-    return 2 * found.tp / (2 * found.tp + found.fp + found.fn + DOUBT)
+    return 2 * found.tp / max(2 * found.tp + found.fp + found.fn + doubt, 1)
 
 
 def _middle(side: int, length: int) -> slice:

@@ -325,7 +325,9 @@ def _about(state: State, run: RunConfig, about: dict[str, Any]) -> dict[str, Any
     train = gather(run.data.train, weak=True) if run.data.train else []
     known = [record.diameter for record in train if record.diameter]
     diameter = float(np.median(known)) if known else about.get("diameter")
-    return {"diameter": diameter, "step": state.step, "init": run.train.init}
+    facts = {"diameter": diameter, "step": state.step, "init": run.train.init}
+    keeps_prior = state.step == 0 and "scale_prior" in about
+    return facts | ({"scale_prior": about["scale_prior"]} if keeps_prior else {})
 
 
 def snapshot(state: State) -> dict[str, Any]:
