@@ -76,7 +76,7 @@ def stable_zoom(
     segment_at : callable
         ``segment_at(image, zoom)`` returns labels of the image shown at a zoom, at that size.
     prior : sequence of float, optional
-        What other images of the same kind say (:func:`scale_prior`); added to what this one says.
+        What other images of the same kind say (:func:`scale_prior`); it counts the less, the surer this one is alone.
 
     Returns
     -------
@@ -85,7 +85,9 @@ def stable_zoom(
         the finer zoom where two are equal. None where no two neighbouring zooms agree on a single cell.
     """
     alone = _stability(image, segment_at, doubt=0)
-    return _best(alone if prior is None or not alone.any() else alone + prior)
+    if prior is None or not alone.any():
+        return _best(alone)
+    return _best(alone + 2 * (1 - alone.max()) * np.asarray(prior))  # who is sure alone asks no one
 
 
 def scale_prior(images: Iterable[Image], segment_at: Callable[[Image, float], Labels]) -> list[float]:
