@@ -96,7 +96,7 @@ adaptation: setup ## The adaptation cases on the small real samples, three seeds
 	    $(CELLSEG) adapt experiments/$$run.toml --seed $$seed --resume; \
 	  done; \
 	done; \
-	for run in livecell_pseudo livecell_alone seen_selfadapt stained_selfadapt; do \
+	for run in livecell_pseudo livecell_held livecell_alone seen_selfadapt stained_selfadapt; do \
 	  $(CELLSEG) adapt experiments/$$run.toml --resume; \
 	done
 
@@ -136,7 +136,7 @@ bench-slides: setup ## Score a pair of 20,000 x 20,000 label images: memory and 
 	$(BIN)/python tests/bench/bench_slides.py
 
 fuzz: setup ## Throw damaged inputs at every reader: 2,400 cases, then properties; resumes where it was stopped
-	$(BIN)/python tests/faults/fuzz.py --seed $(SEED) --shared $(SHARED)/data
+	$(BIN)/python tests/faults/fuzz.py --seed $(SEED) --shared $(SHARED)
 	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest -q tests/test_properties.py
 
 leave-one-out: setup ## Choose the settings of experiments/real_five.toml on its five training images
