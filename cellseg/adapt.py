@@ -4,8 +4,8 @@ The teacher makes targets of unlabelled images: cells it is sure of (``pseudo``,
 (``consistency``, the recipe of SelfAdapt, arXiv 2508.11411), or such cells and its maps elsewhere (``mixed``, the
 default: cells alone keep the outlines of the teacher, maps alone its doubts). They are learned together with labelled
 images, where there are any, and with images of what the network already knows (``data.replay``), in one forward pass.
-Three things never mix: the *anchor* (the pretrained weights, only in the penalty), the *teacher* (frozen, or the student's
-moving average) and the *student*. Which weights are handed out, the start among them, a judge decides
+Three things never mix: the *anchor* (the pretrained weights, only in the penalty), the *teacher* (frozen, or the
+student's moving average) and the *student*. Which weights are handed out, the start among them, a judge decides
 (:mod:`cellseg.judging`). Without unlabelled images and replay this is plain fine-tuning, bit for bit.
 """
 
