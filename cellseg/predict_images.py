@@ -69,7 +69,7 @@ def predict_images(
     Yields
     ------
     Predicted
-        Once it is written. A slide that the same run has finished before is not done again.
+        Once it is written; the scores are written first, so that a label image that is there has them.
     """
     for name, image in files:
         target = wish.target(Path(out), name, image)
@@ -101,7 +101,7 @@ def _segment_large(
     segmenter: Segmenter, image: Path, target: Path, labels: Path, wish: Wish, notice: Callable[[str], None]
 ) -> NDArray[np.float64]:
     run = run_of(segmenter, image, wish)
-    if labels.exists() and read_note(labels) == run_note(run) and scores_path(target).is_file():
+    if wish.keep and read_note(labels) == run_note(run) and scores_path(target).is_file():
         notice(f"{image.name}: was finished before, {labels} is kept")
         BlockFolder(blocks_folder(target)).remove()
         return read_scores(target)[1]

@@ -38,6 +38,10 @@ from cellseg.sources import Source
 from cellseg.windows import write_tiled
 
 
+class Interrupted(CellsegError):
+    """The user stopped the work; nothing is wrong with the image."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A large image being segmented: plain data, to be sent to whoever computes a block.
@@ -84,12 +88,15 @@ class Wish:
         Images that are decoded at no more than this many pixels a side are segmented whole, others by block.
     as_zarr : bool
         Write labels as OME-Zarr, not as TIFF.
+    keep : bool
+        Leave a slide alone that the same run has finished before.
     """
 
     diameter: float | None = None
     channel: int | None = None
     block: int = BLOCK
     as_zarr: bool = False
+    keep: bool = True
 
     def target(self, out: Path, name: str, image: Path) -> Path:
         """Return what the result of an image is called; an OME-Zarr predicted into its own folder gets the labels."""
@@ -265,7 +272,8 @@ def say_how_to_go_on(job: Job) -> Iterator[None]:
         done = sum(job.folder.is_finished(block) for block in blocks)
         out_of_memory = "out of memory, a smaller --block needs less"
         reason = str(error) or (out_of_memory if isinstance(error, MemoryError) else "interrupted")
-        raise CellsegError(
+        kind = Interrupted if isinstance(error, KeyboardInterrupt) else CellsegError
+        raise kind(
             f"{reason}; {done} of {len(blocks)} blocks of {job.name} are finished and kept in {job.folder.path}: "
             "the same command goes on there"
         ) from error

@@ -11,7 +11,9 @@ from cellseg.config import ModelConfig, PredictConfig
 from cellseg.core import CellsegError
 from cellseg.images import find_images, read_labels
 from cellseg.instances import flow
-from cellseg.predict import Segmenter, predict_files
+from cellseg.predict import Segmenter
+from cellseg.predict_images import predict_images
+from cellseg.predict_slides import Wish
 
 
 @pytest.fixture
@@ -110,23 +112,25 @@ def test_a_cell_scores_its_mean_foreground_probability(segmenter, zoom):
 def test_predicted_folders_hold_the_scores_beside_the_labels(segmenter, tmp_path):
     tifffile.imwrite(tmp_path / "x.tif", np.zeros((64, 64), np.uint8))
     diameter = segmenter.config.reference_diameter
-    ((name, labels),) = predict_files(segmenter, [("x", tmp_path / "x.tif", diameter)], tmp_path / "out")
-    assert name == "x"
+    (found,) = predict_images(segmenter, [("x", tmp_path / "x.tif")], tmp_path / "out", Wish(diameter))
+    assert (found.name, found.labels) == ("x", tmp_path / "out" / "x.tif")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["x.scores.csv", "x.tif"]
-    assert np.array_equal(read_labels(tmp_path / "out" / "x.tif"), labels)
-    scores = read_confidences(tmp_path / "out" / "x.tif", labels)
+    labels = read_labels(found.labels)
+    assert np.array_equal(labels, segmenter.segment(np.zeros((64, 64), np.uint8), diameter=diameter))
+    scores = read_confidences(found.labels, labels)
+    assert scores == pytest.approx(found.scores, abs=1e-8)
     expected = segmenter.segment_with_scores(np.zeros((64, 64), np.uint8), diameter=diameter)[1]
     assert scores == pytest.approx(expected, abs=1e-8)
 
 
 def test_a_crash_before_the_labels_leaves_no_label_image(segmenter, tmp_path, monkeypatch):
-    from cellseg import predict
+    from cellseg import predict_images as module
 
     def crash(*_):
         raise KeyboardInterrupt
 
     tifffile.imwrite(tmp_path / "x.tif", np.zeros((64, 64), np.uint8))
-    monkeypatch.setattr(predict, "write_labels", crash)
+    monkeypatch.setattr(module, "write_labels", crash)
     with pytest.raises(KeyboardInterrupt):
-        list(predict_files(segmenter, [("x", tmp_path / "x.tif", None)], tmp_path / "out"))
+        list(predict_images(segmenter, [("x", tmp_path / "x.tif")], tmp_path / "out", Wish()))
     assert find_images(tmp_path / "out") == []

@@ -49,23 +49,26 @@ def predict(  # noqa: PLR0913 (options of a command line)
     beside = wanted(formats or (), measure, ("tif", "zarr"))
     from cellseg.predict import load
     from cellseg.predict_images import predict_images
-    from cellseg.predict_slides import Wish
+    from cellseg.predict_slides import Interrupted, Wish
     from cellseg.progress import track
 
     segmenter = load(model, device=device, settings=PredictConfig(tta=tta))
     wish = Wish(diameter, channel, block, as_zarr=beside.as_zarr)
     total, targets, failed = 0, [], 0
-    for file in track(files, "segmenting", total=len(files)):
-        try:
-            for found in predict_images(segmenter, [file], out, wish, say):
-                total += len(found.scores)
-                targets.append(found.target)
-                beside.write(found.target, found.labels, found.image, found.scores)
-        except CellsegError as error:
-            if on_error == "stop":
-                raise
-            failed += 1
-            say(f"left out: {' '.join(str(error).split())}")
+    try:
+        for file in track(files, "segmenting", total=len(files)):
+            try:
+                for found in predict_images(segmenter, [file], out, wish, say):
+                    total += len(found.scores)
+                    targets.append(found.target)
+                    beside.write(found.target, found.labels, found.image, found.scores)
+            except CellsegError as error:
+                if on_error == "stop" or isinstance(error, Interrupted):
+                    raise
+                failed += 1
+                say(f"left out: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        raise CellsegError(f"interrupted; {len(targets)} of {len(files)} images are finished, in {out}") from None
     say(f"{len(targets)} images, {total} cells" + (f"; {failed} of {len(files)} images left out" if failed else ""))
     print(out)
     if targets:

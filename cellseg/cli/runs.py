@@ -142,7 +142,9 @@ def _segment(run: Path, home: Path, records: Sequence[Record], model: str, devic
     """Segment images into a folder unless that was done since the weights were written."""
     from cellseg.checkpoint import resolve_weights
     from cellseg.datasets.index import write_index
-    from cellseg.predict import load, predict_files
+    from cellseg.predict import load
+    from cellseg.predict_images import predict_images
+    from cellseg.predict_slides import Wish
     from cellseg.progress import track
     from cellseg.report.start import UNSCORED, is_newer
 
@@ -150,8 +152,9 @@ def _segment(run: Path, home: Path, records: Sequence[Record], model: str, devic
     if is_newer(out / "index.csv", resolve_weights(model)):
         return
     segmenter = load(model, device=device, settings=run_config(run).predict)
-    todo = [(record.id, record.image, None) for record in records]
-    list(track(predict_files(segmenter, todo, out), f"segmenting with {model}", total=len(todo)))
+    todo = [(record.id, record.image) for record in records]
+    for _ in track(predict_images(segmenter, todo, out, Wish()), f"segmenting with {model}", total=len(todo)):
+        pass
     write_index(out / "index.csv", list(records))
 
 
@@ -209,13 +212,16 @@ def _score_set(home: Path, chosen: EvaluationSet, segmenter: Segmenter, how: Sco
     """Predict and score one set into a folder; return the number of images."""
     from cellseg.datasets.index import select, write_index
     from cellseg.evaluate import evaluate, write_scores
-    from cellseg.predict import predict_files
+    from cellseg.predict_images import predict_images
+    from cellseg.predict_slides import Wish
     from cellseg.progress import track
 
     records = [record for record in select(chosen) if record.label_kind == "instances"]
     predictions = home / "predictions" / chosen.name
-    todo = [(record.id, record.image, _known_diameter(segmenter, chosen)) for record in records]
-    list(track(predict_files(segmenter, todo, predictions), what, total=len(todo)))
+    todo = [(record.id, record.image) for record in records]
+    wish = Wish(_known_diameter(segmenter, chosen), keep=False)  # done again, since it is timed
+    for _ in track(predict_images(segmenter, todo, predictions, wish), what, total=len(todo)):
+        pass
     index = predictions / "index.csv"
     write_index(index, records)
     write_scores(
