@@ -3,8 +3,8 @@
 Slides of bright disks on an uneven, noisy background are written as OME-Zarr (20,000² pixels hold about 150,000 cells),
 then segmented by a process of its own each, whose peak resident memory is read from the system. The time of an image
 of 64² is start-up and is taken off; processor seconds depend less on what else the machine does. Every result is read
-again: each id from 1 to the largest must be there, and have a score. Writes ``bench_inference_slides.csv`` and
-``.md``; ends with status 1 where a slide takes more than 2.5 GB or ids are missing.
+again: each id from 1 to the largest must be there, and have a score. Writes ``bench_inference_slides.csv`` and ``.md``;
+ends with status 1 where a slide takes more than 2.5 GB or ids are missing.
 """
 
 from __future__ import annotations
