@@ -71,7 +71,8 @@ def test_methods_take_turns_and_say_what_they_cannot(bench, tmp_path, monkeypatc
 def rows_of(decode, ours_ms, theirs_ms, ours_f1="1.0000", theirs_f1="1.0000"):
     image = "300 cells, 520×704"
     rows = [
-        {"image": image, "method": method, "part": part, "status": "ok", "cpu_ms": ms, "f1_50": f1, "f1_90": f1}
+        {"image": image, "method": method, "part": part, "status": "ok", "cpu_ms": ms}
+        | ({} if part == "targets" else {"f1_50": f1, "f1_90": f1})
         for method, ms, f1 in (("cellseg flow", ours_ms, ours_f1), ("cellpose", theirs_ms, theirs_f1))
         for part in ("targets", "decode")
     ]
@@ -94,7 +95,7 @@ def test_ratios_are_to_the_same_part_of_cellpose(bench):
     [
         (("10.0", "150.0"), ["targets: 15.0 times as fast as Cellpose < 20"]),
         (("61.0", "2000.0"), ["targets: 61.0 ms > 60"]),
-        (("1.0", "90.0", "0.9989", "0.9990"), ["f1_50 0.9989 < 0.9990", "f1_90 0.9989 < 0.9990"] * 2),
+        (("1.0", "90.0", "0.9989", "0.9990"), ["f1_50 0.9989 < 0.9990", "f1_90 0.9989 < 0.9990"]),
     ],
     ids=["slow", "above 60 ms", "worse"],
 )

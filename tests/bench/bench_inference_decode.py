@@ -120,7 +120,7 @@ def broken_limits(rows: list[Row]) -> list[str]:
         other = found.get((image, "cellpose", part), {})
         if method != "cellseg flow":
             continue
-        ratio = float(row.get("times_cellpose", "nan"))
+        ratio = float(row.get("times_cellpose") or "nan")
         if image in IMAGES | HUGE and ratio < LEAST[part]:
             broken.append(f"{image}, {part}: {ratio:.1f} times as fast as Cellpose < {LEAST[part]}")
         if part == "targets" and "520×704" in image and float(row["cpu_ms"]) > TARGETS_MS:
@@ -128,7 +128,7 @@ def broken_limits(rows: list[Row]) -> list[str]:
         broken += [
             f"{image}, {part}: {key} {row[key]} < {other[key]} of Cellpose"
             for key in ("f1_50", "f1_90")
-            if key in row and key in other and float(row[key]) < float(other[key])
+            if row.get(key) and other.get(key) and float(row[key]) < float(other[key])
         ]
     return broken
 

@@ -21,6 +21,9 @@ TURN_S, ENOUGH_S, SLOW_S, TIMEOUT_S = 0.05, 2.0, 4.0, 7200.0
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "BENCH_THREADS")
 
 
+FURTHER = {"OMP_WAIT_POLICY": "passive", "PYTHONWARNINGS": "ignore"}
+
+
 @dataclass
 class Part:
     """What was measured of one part of one method."""
@@ -47,7 +50,7 @@ class Worker:
 
     def __init__(self, script: Path, method: str, python: Path, threads: int):
         self.method, self.command = method, [str(python), str(script), method]
-        self.environment = os.environ | dict.fromkeys(THREADS, str(threads)) | {"OMP_WAIT_POLICY": "passive"}
+        self.environment = os.environ | dict.fromkeys(THREADS, str(threads)) | FURTHER
         self.start()
 
     def start(self) -> None:
