@@ -52,7 +52,7 @@ def broken(kind, weights, image, tmp_path):
         return ["predict", tmp_path / "none.tif", "--model", weights, "--out", tmp_path / "out"], "none.tif"
     if kind == "unreadable image":
         image.write_bytes(b"II*\0 not an image")
-        return ["predict", image, "--model", weights, "--out", tmp_path / "out"], "a.tif"
+        return ["predict", image, "--model", weights, "--out", tmp_path / "out", "--on-error", "stop"], "a.tif"
     if kind == "missing model":
         return ["predict", image, "--model", tmp_path / "m.safetensors", "--out", tmp_path / "out"], "m.safetensors"
     if kind == "no model yet":
