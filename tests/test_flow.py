@@ -307,3 +307,17 @@ def test_round_trip_on_the_livecell_sample(shared_data: Path):
         runs = mask.frPyObjects(cell["segmentation"], image["height"], image["width"])
         labels[mask.decode(mask.merge(runs)) > 0] = number
     assert f1_at(labels, round_trip(labels), 0.9) >= 0.97
+
+
+def test_cells_are_the_same_wherever_in_an_image_they_lie():
+    rng, maps = np.random.default_rng(0), np.zeros((3, 210, 300), np.float32)
+    maps[0] = -8
+    maps[0, 5:205, 30:270] = 8
+    turns = np.stack([ndimage.gaussian_filter(rng.normal(size=(210, 300)), 3) for _ in range(2)])
+    maps[1:] = flow.FLOW_SCALE * turns / np.hypot(*turns).mean()  # paths that wander: no cell's own flow
+    wide = np.zeros((3, 210, 6000), np.float32)
+    wide[0] = -8
+    wide[:, :, 5500:5800] = maps
+    alone = flow.decode(maps)
+    assert alone.max() > 100
+    assert np.array_equal(flow.decode(wide)[:, 5500:5800], alone)

@@ -41,6 +41,9 @@ _STILL, _ON_THE_WAY = 0.25, 0.5
 """Paths are followed no further once none moves by more than the first (in pixels), and for twice as many steps while
 one gets forward by more than the second (in pixels a step), as in the arms of very large cells."""
 
+ROUNDING = np.float32(1.5 * 2**15)
+"""A float32 to which this is added is rounded to a multiple of 1/256, of which sums with row numbers are exact."""
+
 
 def encode(labels: Labels) -> Maps:
     """Make the foreground and flow targets of an instance image.
@@ -191,24 +194,35 @@ def _ends(maps: Maps, mask: NDArray[np.bool_]) -> NDArray[np.intp]:
     """Flat index of the pixel where each pixel's path ends, following ``maps / FLOW_SCALE`` within the mask.
 
     The steps double: where n steps lead from where n steps lead is where 2 n steps lead. No path leaves the image.
+    How far a path moves is computed in the same bits wherever in the image its cell lies, so that a part of the image
+    decoded alone gives the same cells.
     """
     import cv2
 
     height, width = mask.shape
     share = mask.astype(np.float32) / np.float32(FLOW_SCALE)
-    at_y, at_x = maps[0] * share, maps[1] * share
-    at_y += np.arange(height, dtype=np.float32)[:, None]
-    at_x += np.arange(width, dtype=np.float32)
-    next_y, next_x = np.empty_like(at_y), np.empty_like(at_x)
+    moves = (maps[0] * share, maps[1] * share)
+    for move in (moves[0], moves[1].T):  # the rims do not lead out
+        np.maximum(move[0], 0, out=move[0])
+        np.minimum(move[-1], 0, out=move[-1])
+    rows = np.arange(height, dtype=np.float32)[:, None] - ROUNDING
+    columns = np.arange(width, dtype=np.float32) - ROUNDING
+    at_y, at_x, further = (np.empty(mask.shape, np.float32) for _ in range(3))
     steps, gained = 1, np.inf
     while not path_ends(gained, steps, height + width):
-        cv2.remap(at_y, at_x, at_y, cv2.INTER_LINEAR, dst=next_y, borderMode=cv2.BORDER_REPLICATE)
-        cv2.remap(at_x, at_x, at_y, cv2.INTER_LINEAR, dst=next_x, borderMode=cv2.BORDER_REPLICATE)
-        gained = max(cv2.norm(at_y, next_y, cv2.NORM_INF), cv2.norm(at_x, next_x, cv2.NORM_INF))
-        at_y, at_x, next_y, next_x = next_y, next_x, at_y, at_x
+        np.add(moves[0], ROUNDING, out=at_y)
+        np.add(moves[1], ROUNDING, out=at_x)
+        at_y += rows
+        at_x += columns
+        gained = 0.0
+        for move in moves:
+            cv2.remap(move, at_x, at_y, cv2.INTER_LINEAR, dst=further, borderMode=cv2.BORDER_REPLICATE)
+            move += further
+            gained = max(gained, cv2.norm(further, cv2.NORM_INF))
         steps *= 2
-    ends = np.clip(np.rint(at_y, out=at_y).astype(np.intp), 0, height - 1) * width
-    ends += np.clip(np.rint(at_x, out=at_x).astype(np.intp), 0, width - 1)
+    y, x = (np.rint(move, out=move).astype(np.intp) for move in moves)
+    ends = np.clip(y + np.arange(height)[:, None], 0, height - 1) * width
+    ends += np.clip(x + np.arange(width), 0, width - 1)
     return np.asarray(ends.ravel(), np.intp)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from cellseg.core import CellsegError
-from cellseg.instances.flow import FLOW_SCALE, N_MAPS, path_ends
+from cellseg.instances.flow import FLOW_SCALE, N_MAPS, ROUNDING, path_ends
 from cellseg.instances.sinks import group_ends
 
 
@@ -57,16 +57,22 @@ def decode(
 def _ends(maps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Flat index of the pixel where each pixel's path ends; see :func:`cellseg.instances.flow.decode`."""
     height, width = mask.shape
-    share = mask.to(torch.float32) / FLOW_SCALE
     rows = torch.arange(height, dtype=torch.float32, device=maps.device)[:, None]
-    at = torch.stack([maps[0] * share + rows, maps[1] * share + torch.arange(width, device=maps.device)])
+    columns = torch.arange(width, dtype=torch.float32, device=maps.device)
+    move = maps * (mask.to(torch.float32) / FLOW_SCALE)
+    for rim in (move[0, 0], move[1, :, 0]):  # the rims do not lead out
+        rim.clamp_(min=0)
+    for rim in (move[0, -1], move[1, :, -1]):
+        rim.clamp_(max=0)
+    rounding = float(ROUNDING)
     steps, gained = 1, float("inf")
     while not path_ends(gained, steps, height + width):
-        further = _sample(at, at)
-        gained = float((further - at).abs().max())
-        at, steps = further, 2 * steps
-    y = at[0].round().to(torch.int64).clamp(0, height - 1)
-    return (y * width + at[1].round().to(torch.int64).clamp(0, width - 1)).ravel()
+        rounded = move + rounding
+        further = _sample(move, torch.stack([rounded[0] + (rows - rounding), rounded[1] + (columns - rounding)]))
+        gained = float(further.abs().max())
+        move, steps = move + further, 2 * steps
+    y = (move[0].round() + rows).to(torch.int64).clamp(0, height - 1)
+    return (y * width + (move[1].round() + columns).to(torch.int64).clamp(0, width - 1)).ravel()
 
 
 def _sample(values: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
