@@ -39,7 +39,8 @@ from cellseg.progress import track
 from cellseg.pseudo import find_diameters
 from cellseg.rounds import Rounds, spot
 from cellseg.scale import scale_prior
-from cellseg.train import Objective, State, fit, make_fabric, place, refuse_to_overwrite
+from cellseg.state import State
+from cellseg.train import Objective, fit, make_fabric, place, refuse_to_overwrite
 
 UNMIXED_NAME = "unmixed.safetensors"
 """With ``adapt.wise``: the weights before they were mixed with the start."""
@@ -280,6 +281,7 @@ def _supervised(run: RunConfig, seed: int, fabric: Fabric, *, n_taught: int) -> 
             update={
                 "train": run.train.model_copy(update={"batch_size": size}),
                 "data": run.data.model_copy(update={"diameter": "index"}),  # another number is of the target's cells
+                "augment": run.augment_replay or run.augment,
             }
         )
         batches.append(loader(crops(source, gather(run.data.replay, weak=True), seed + 104_729, place(fabric)), run))

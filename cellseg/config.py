@@ -230,6 +230,10 @@ class PredictConfig(Strict):
     """Average the four flips and the two neighbouring scales: a little better, seven times as slow."""
     min_size: int = Field(10, ge=0)
     """Cells of fewer pixels are dropped, counted where a typical cell has the network's ``reference_diameter``."""
+    batch_size: int | None = Field(None, ge=1)
+    """Windows that the network sees at once; by default one on a CPU, eight on a GPU; halved where memory ends."""
+    precision: Literal["auto", "bf16", "fp16", "off"] = "auto"
+    """Numbers that the network computes with: bf16 where it is fast (auto), or as told; off is float32."""
 
 
 class RunConfig(Strict):
@@ -237,6 +241,8 @@ class RunConfig(Strict):
 
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
+    augment_replay: AugmentConfig | None = None
+    """Views of the images of ``data.replay``, best those that the start was trained with; by default ``augment``."""
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     adapt: AdaptConfig = AdaptConfig()

@@ -201,6 +201,18 @@ def test_labelled_taught_and_replayed_crops_share_a_batch(index, teacher, tmp_pa
     assert ids[0][2:] == ["0"] * 6
 
 
+def test_replayed_images_have_views_of_their_own(index, teacher, monkeypatch):
+    views = []
+    monkeypatch.setattr(module, "crops", lambda run, *_: views.append(run.augment) or [])
+    one = [{"index": str(index), "ids": ["0"]}]
+    run = make_run(index, teacher, data={"train": one, "replay": one}, replay=0.5)
+    fabric = module.make_fabric(run, "cpu")
+    module._supervised(run, 0, fabric, n_taught=2)
+    own = run.augment.model_copy(update={"colour": 1.0})
+    module._supervised(run.model_copy(update={"augment_replay": own}), 0, fabric, n_taught=2)
+    assert views == [run.augment] * 3 + [own]
+
+
 def test_no_labels_are_guessed_where_the_truth_is_known(index, teacher, tmp_path, monkeypatch):
     everything = [{"index": str(index)}]
     ids, _ = seen_by(
