@@ -11,7 +11,7 @@ BIN := .venv/bin
 CELLSEG := $(BIN)/cellseg
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: help setup demo test test-slow lint types data preprocess train adapt eval tables real adaptation bench-crops bench-data bench-env bench-metrics bench-l2sp bench-networks bench-inference bench-inference-slides bench-slides cellpose-equal fuzz leave-one-out clean
+.PHONY: help setup demo test test-slow lint types data preprocess train adapt eval tables real adaptation bench-crops bench-data bench-env bench-metrics bench-l2sp bench-networks bench-inference bench-inference-slides bench-slides cellpose-equal fuzz ship-teacher leave-one-out clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -24,15 +24,11 @@ setup: .venv/.installed ## Make .venv with the package and the pinned dependenci
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: setup ## The whole pipeline on synthetic images: a table and a page in a few minutes
+demo: setup ## Adapt the shipped teacher to synthetic images: a table and a page in a few minutes
 	$(CELLSEG) prepare synthetic --root data/synthetic --out data/prepared/synthetic --seed $(SEED)
-	$(CELLSEG) prepare synthetic --form neurips --root data/synthetic_neurips --out data/prepared/synthetic_neurips --seed $(SEED)
-	rm -rf $(RUNS)/demo_teacher/s$(SEED) $(RUNS)/demo_student/s$(SEED)
-	$(CELLSEG) train experiments/demo_teacher.toml --seed $(SEED)
-	$(CELLSEG) adapt experiments/demo_student.toml --seed $(SEED) --set train.init=$(RUNS)/demo_teacher/s$(SEED) --no-evaluate
-	$(CELLSEG) evaluate $(RUNS)/demo_teacher/s$(SEED)
-	$(CELLSEG) evaluate $(RUNS)/demo_student/s$(SEED)
-	$(CELLSEG) report $(RUNS)/demo_teacher/s$(SEED) $(RUNS)/demo_student/s$(SEED) --out $(RUNS)/demo.html
+	rm -rf $(RUNS)/demo_student/s$(SEED)
+	$(CELLSEG) adapt experiments/demo_student.toml --seed $(SEED)
+	$(CELLSEG) report $(RUNS)/demo_student/s$(SEED) --out $(RUNS)/demo.html
 	$(CELLSEG) table experiments/tables/demo.toml --out $(RUNS)
 	@echo "Open in a browser: $(RUNS)/demo.html"
 
@@ -129,8 +125,8 @@ bench-networks: setup ## Speed of every network: experiments/results/bench_netwo
 bench-inference: setup bench-env ## Targets and decoders against their peers: experiments/results/bench_inference_decode.md
 	$(BIN)/python tests/bench/bench_inference_decode.py
 
-bench-inference-slides: setup ## Segment slides of 5,000² and 20,000² with the demo's teacher: memory, time, ids
-	$(BIN)/python tests/bench/bench_inference_slides.py --model $(RUNS)/demo_teacher/s$(SEED)
+bench-inference-slides: setup ## Segment slides of 5,000² and 20,000² with the shipped teacher: memory, time, ids
+	$(BIN)/python tests/bench/bench_inference_slides.py --model teacher
 
 bench-slides: setup ## Score a pair of 20,000 x 20,000 label images: memory and time
 	$(BIN)/python tests/bench/bench_slides.py
@@ -139,8 +135,11 @@ fuzz: setup ## Throw damaged inputs at every reader: 2,400 cases, then propertie
 	$(BIN)/python tests/faults/fuzz.py --seed $(SEED) --shared $(SHARED)
 	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest -q tests/test_properties.py
 
+ship-teacher: setup ## Make a finished and scored run the shipped teacher: make ship-teacher RUN=experiments/runs/NAME/s0
+	$(BIN)/python experiments/ship_teacher.py $(RUN)
+
 leave-one-out: setup ## Choose the settings of experiments/real_five.toml on its five training images
 	$(BIN)/python experiments/leave_one_out.py experiments/real_five.toml --set train.steps=250,train.lr=1e-3 --set train.steps=250,train.lr=3e-4
 
 clean: ## Remove what the demo made
-	rm -rf data/synthetic data/synthetic_neurips data/prepared/synthetic data/prepared/synthetic_neurips $(RUNS)/demo_teacher $(RUNS)/demo_student
+	rm -rf data/synthetic data/synthetic_neurips data/prepared/synthetic data/prepared/synthetic_neurips $(RUNS)/demo_student

@@ -6,6 +6,7 @@ its training. Both kinds are written atomically; anything pickled is loaded with
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -25,6 +26,7 @@ from cellseg.memory import require_file
 from cellseg.models.build import build_model
 from cellseg.models.cellpose_files import is_torch_file, load_plain, read_cellpose
 from cellseg.models.network import Network
+from cellseg.weights import TEACHER, find_shipped
 
 WEIGHTS_NAME = "best.safetensors"
 STATE_NAME = "last.pt"
@@ -35,7 +37,10 @@ def save_weights(path: str | Path, model: nn.Module, config: ModelConfig, about:
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     metadata = {"format": "cellseg-1", "model": config.model_dump_json(), "about": json.dumps(about, sort_keys=True)}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:  # of a full disk it makes one of these
+            raise OSError(str(error)) from error
 
 
 def load_weights(path: str | Path) -> tuple[Network, ModelConfig, dict[str, Any]]:
@@ -106,13 +111,17 @@ def _check_tensors(wanted: Mapping[str, torch.Tensor], tensors: Mapping[str, tor
 
 
 def resolve_weights(model: str | Path) -> Path:
-    """Find the weights file a name, file or run folder means.
+    """Find the weights file that a run folder, a file or the name of a shipped model means.
+
+    ``teacher`` is always the shipped one; a folder of that name is ``./teacher``.
 
     Raises
     ------
     CellsegError
         If nothing is there; a run folder without finished weights is named as such.
     """
+    if str(model) == TEACHER and (shipped := find_shipped(TEACHER)) is not None:
+        return shipped
     path = Path(model)
     if os.path.isdir(path):  # noqa: PTH112 - pathlib raises where a name is too long
         for folder in (path, path / "s0"):
@@ -122,10 +131,10 @@ def resolve_weights(model: str | Path) -> Path:
     require_file(path)
     if os.path.isfile(path):  # noqa: PTH113
         return path
-    if str(model) == "teacher":
-        raise CellsegError("model 'teacher': no pretrained teacher is shipped yet; give a weights file or a run folder")
+    if str(model) == TEACHER:
+        raise CellsegError("model 'teacher': its weights are missing from the installed package; install cellseg again")
     raise CellsegError(
-        f"{model}: no such model; wanted a weights file (*.safetensors), a run folder, or a "
+        f"{model}: no such model; wanted 'teacher', a weights file (*.safetensors), a run folder, or a "
         "file of Cellpose 2 or 3 (Cellpose keeps its own in ~/.cellpose/models)"
     )
 
@@ -133,7 +142,10 @@ def resolve_weights(model: str | Path) -> Path:
 def save_state(path: str | Path, state: dict[str, Any]) -> None:
     """Write a resumable state of tensors and plain values atomically."""
     with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # of a full disk it makes one of these, in many lines
+            raise OSError(errno.EIO, "the state could not be written whole") from error
 
 
 def load_state(path: str | Path) -> dict[str, Any]:

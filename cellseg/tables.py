@@ -92,6 +92,8 @@ class Row(Strict):
 
     name: str
     run: str
+    start: bool = False
+    """Show the scores of what the run started from, which ``evaluate`` keeps in ``s<seed>/start``."""
     seeds: tuple[int, ...] | None = Field(None, strict=False)
     """Seeds that should be there; all that are found unless given."""
     text: dict[str, str] = Field(default_factory=dict)
@@ -240,13 +242,16 @@ class _Source:
         found = (re.fullmatch(r"s(\d+)", path.name) for path in (self.runs / run).glob("s*") if path.is_dir())
         return tuple(sorted(int(match[1]) for match in found if match))
 
-    def values(self, column: Column, run: str, seeds: Sequence[int]) -> dict[int, Any]:
+    def values(self, column: Column, row: Row, seeds: Sequence[int]) -> dict[int, Any]:
         """Return the value of each seed that has one; the others are noted as missing."""
         values = {}
         if not seeds:
-            self.missing[run] = None
+            self.missing[row.run] = None
+        if row.start and column.json_key is not None:
+            return {}  # what the start was made with is not the run's to say
         for seed in seeds:
-            folder = self.runs / run / f"s{seed}"
+            folder = self.runs / row.run / f"s{seed}"
+            folder = folder / "start" if row.start else folder
             value = self._score(column, folder) if column.scores is not None else self._json(column, folder)
             if value is not None and not (isinstance(value, float) and math.isnan(value)):
                 values[seed] = value
@@ -255,7 +260,7 @@ class _Source:
     def _score(self, column: Column, folder: Path) -> float | None:
         path = folder / "scores" / f"{column.scores}.csv"
         if not path.is_file():
-            self.missing[f"{folder.parent.name} {folder.name} {column.scores}"] = None
+            self.missing[f"{' '.join(folder.relative_to(self.runs).parts)} {column.scores}"] = None
             return None
         scores = read_scores(path)
         self._check_images(str(column.scores), path, scores)
@@ -272,7 +277,7 @@ class _Source:
         images = scores.drop_duplicates("image").sort_values("image", ignore_index=True)
         bad = int((~images["status"].isin(GOOD_STATUS)).sum())
         if bad:
-            self.unusable[f"{path.parts[-4]} {path.parts[-3]} {name}"] = bad
+            self.unusable[f"{' '.join(path.parent.parent.relative_to(self.runs).parts)} {name}"] = bad
         first_path, first = self.images.setdefault(name, (path, images))
         facts = ["image", "rule", "n_true"]
         if not images[facts].equals(first[facts]):
@@ -316,14 +321,14 @@ class _Source:
 def _cell(source: _Source, column: Column, row: Row, spec: TableConfig, seeds: Mapping[str, Sequence[int]]) -> Cell:
     if column.text is not None:
         return Cell(row.text.get(column.text, DASH))
-    values = source.values(column, row.run, seeds[row.name])
+    values = source.values(column, row, seeds[row.name])
     if any(isinstance(value, bool | str | list | dict) for value in values.values()):
         return Cell("/".join(sorted({str(value) for value in values.values()})), n=len(values))
     signed = column.difference_to is not None
     named = column.difference_to or column.ratio_to
     if named is not None:
         other = next(other for other in spec.row if other.name == named)
-        reference = source.values(column, other.run, seeds[other.name])
+        reference = source.values(column, other, seeds[other.name])
         values = _differences(values, reference) if signed else _ratios(values, reference)
     if not values:
         return Cell(DASH)

@@ -55,8 +55,8 @@ def broken(kind, weights, image, tmp_path):
         return ["predict", image, "--model", weights, "--out", tmp_path / "out", "--on-error", "stop"], "a.tif"
     if kind == "missing model":
         return ["predict", image, "--model", tmp_path / "m.safetensors", "--out", tmp_path / "out"], "m.safetensors"
-    if kind == "no model yet":
-        return ["predict", image, "--out", tmp_path / "out"], "teacher"
+    if kind == "unknown model":
+        return ["predict", image, "--model", "teecher", "--out", tmp_path / "out"], "wanted 'teacher'"
     if kind == "not a checkpoint":
         (tmp_path / "m.safetensors").write_bytes(b"\0" * 40)
         return ["predict", image, "--model", tmp_path / "m.safetensors", "--out", tmp_path / "out"], "m.safetensors"
@@ -79,7 +79,7 @@ def broken(kind, weights, image, tmp_path):
 @pytest.mark.parametrize(
     "kind",
     [
-        "missing image", "unreadable image", "missing model", "no model yet", "not a checkpoint",
+        "missing image", "unreadable image", "missing model", "unknown model", "not a checkpoint",
         "checkpoint of another shape", "missing config", "unknown key", "missing root", "unknown set", "missing truth",
     ],
 )  # fmt: skip

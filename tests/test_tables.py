@@ -330,3 +330,19 @@ def test_tables_import_neither_torch_nor_their_floor_mates():
     unwanted = "{'torch', 'cellseg.evaluate', 'pandas', 'jinja2'}"
     code = f"import sys, cellseg.tables; print(sorted({unwanted} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_row_of_the_start_reads_what_the_run_began_with(tmp_path, runs):
+    """B began three times with the same weights: .25 on image p, .5 on q."""
+    for seed in range(3):
+        rows = (("p", "x", 0.5, 1, 3, 3), ("q", "y", 0.5, 2, 2, 2))
+        scores(runs, "b", f"{seed}/start", "target", *rows)
+    rows = ROWS.replace('name = "B"\nrun = "b"', 'name = "before"\nrun = "b"\nstart = true')
+    columns = ('scores = "target"', 'scores = "target"\ndifference_to = "before"', 'json = "ms"')
+    assert texts(tmp_path, runs, *columns, rows=rows) == [
+        ["0.450", "+0.075", "12.500"],
+        ["0.375 ± 0.000", "0.000 ± 0.000", "—"],
+    ]
+    for path in (runs / "b").glob("s*/start/scores/target.csv"):
+        path.unlink()
+    assert "Missing: b s0 start target" in " ".join(build_table(tmp_path / "table.toml", runs).notes)

@@ -24,7 +24,7 @@ def suggest(
     images: Annotated[list[Path], typer.Argument(help="Folder or image files, or an index.csv: those without labels.")],
     out: Annotated[Path, typer.Option(help="Folder of suggest.csv and suggest.png.")],
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many images.")] = 3,
-    model: Annotated[str, typer.Option(help="Weights file or run folder.")] = "teacher",
+    model: Annotated[str, typer.Option(help="Run folder, weights file, or the shipped teacher.")] = "teacher",
     criterion: Annotated[
         str, typer.Option(help="How sure the model is: consensus (all of these), flips, scales, cycle or confidence.")
     ] = "consensus",

@@ -44,7 +44,9 @@ def adapt(  # noqa: PLR0913 (options of a command line)
     replay: Annotated[
         Path | None, typer.Option(help="Index of labelled images the model knows, to be kept in mind: index.csv.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Weights file or run folder to start from.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Run folder or weights file to start from; by default the shipped teacher.")
+    ] = None,
     overrides: Overrides = None,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
@@ -127,13 +129,14 @@ def _folder_run(
     from cellseg.checkpoint import load_weights, resolve_weights
     from cellseg.config import check_config, merge, parse_override
     from cellseg.datasets.folder import prepare_folder
+    from cellseg.weights import TEACHER
 
-    weights = resolve_weights(model or "teacher")
-    _, config, _ = load_weights(weights)
+    init = TEACHER if model is None or model == TEACHER else str(resolve_weights(model))
+    _, config, _ = load_weights(init)
     index = str(prepare_folder(images, out / "data", labels=labels))
     values: dict[str, Any] = {
         "model": config.model_dump(),
-        "train": {"init": str(weights), "steps": 600, "batch_size": 6, "crop_size": 192, "lr": 5e-4, "warmup_steps": 30}
+        "train": {"init": init, "steps": 600, "batch_size": 6, "crop_size": 192, "lr": 5e-4, "warmup_steps": 30}
         | {"weight_decay": 0.0, "ema": 0.99, "validate_every": 60, "save_every": 60}
         | {"regularizer": {"kind": "l2sp", "alpha": 0.003}}
         | ({"freeze_norm_statistics": True} if config.norm == "batch" else {}),

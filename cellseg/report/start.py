@@ -17,6 +17,7 @@ from cellseg.config import RunConfig, read_run
 from cellseg.core import CellsegError
 from cellseg.metrics.scores import read_scores
 from cellseg.report.runs import Method, Run, is_label_free, read_folder
+from cellseg.weights import TEACHER, find_shipped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,6 +46,8 @@ def find_weights(run: Path, init: str) -> Path | None:
     Path or None
         None where it is gone, or is a name that no file has.
     """
+    if init == TEACHER:
+        return find_shipped(TEACHER)
     named = Path(init)
     beside = run.resolve().parents[min(1, len(run.resolve().parents) - 1)]
     for place in (named, beside / Path(*named.parts[-2:]), beside / Path(*named.parts[-3:])):
