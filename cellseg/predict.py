@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,10 +26,12 @@ from cellseg.checkpoint import load_weights
 from cellseg.confidences import mean_inside
 from cellseg.config import ModelConfig, PredictConfig
 from cellseg.core import CellsegError, Image, Labels
+from cellseg.halving import Most, ran_out
 from cellseg.images import normalize
 from cellseg.instances import representation
 from cellseg.instances.interface import Maps
 from cellseg.labels import instance_areas
+from cellseg.models import flow_torch
 from cellseg.resampling import apply_weights, axis_weights
 from cellseg.scale import looks, resize_image, resize_labels, stable_zoom, zoom_for, zoomed_shape
 from cellseg.sliding import Kept, blend
@@ -36,6 +39,9 @@ from cellseg.sources import InMemory, Source, Zoomed
 
 NEIGHBOURS = (2.0**-0.5, 2.0**0.5)
 """Scales, relative to the one chosen, that test-time augmentation looks at too."""
+
+WINDOWS_ON_GPU = 8
+"""Windows that a GPU is shown at once by default; a CPU, which one window keeps busy, is shown one."""
 
 
 @dataclass
@@ -65,6 +71,13 @@ class Segmenter:
     """Seconds spent on finding the scale, running the network and decoding, over all images so far."""
     kept: Kept = field(default_factory=Kept, repr=False)
     """Maps of windows seen lately, of sources that have a key."""
+    most: Most = field(init=False, repr=False)
+    """How many windows the network is shown at once: ``settings.batch_size``, halved where memory ends."""
+
+    def __post_init__(self) -> None:
+        """Refuse a precision that the device has not; by default a GPU is shown several windows at once."""
+        check_precision(self.settings.precision, self.device)
+        self.most = Most(self.settings.batch_size or (1 if self.device.type == "cpu" else WINDOWS_ON_GPU))
 
     @property
     def n_parameters(self) -> int:
@@ -167,7 +180,19 @@ class Segmenter:
     def decode(self, maps: Maps, zoom: float) -> Labels:
         """Decode maps, which :meth:`maps_of` made, of an image shown at a zoom."""
         with self._timed("decode"):
-            return representation(self.config.representation).decode(maps, min_size=self.min_size(zoom))
+            return self._labels_of(maps, self.min_size(zoom))
+
+    def _labels_of(self, maps: Maps, min_size: int) -> Labels:
+        """Decode maps where that is fastest: flows on the GPU, if there is one with enough memory."""
+        if self.device.type == "cuda" and self.config.representation == "flow":
+            try:
+                found = flow_torch.decode(torch.from_numpy(maps).to(self.device), min_size=min_size)
+                return np.asarray(found.cpu().numpy(), np.int32)
+            except RuntimeError as error:
+                if not ran_out(error):
+                    raise
+            warnings.warn("out of memory on the GPU while decoding, going on with the CPU", stacklevel=2)
+        return representation(self.config.representation).decode(maps, min_size=min_size)
 
     def min_size(self, zoom: float) -> int:
         """Return how many pixels a cell has at least, at the scale of decoding an image shown at a zoom."""
@@ -202,7 +227,7 @@ class Segmenter:
     def segment_at(self, image: Image, zoom: float) -> Labels:
         """Segment a normalised image shown at a zoom, in one pass; the labels are of the size it was shown at."""
         maps = self.flipped_maps(resize_image(image, zoom), ())
-        return representation(self.config.representation).decode(maps, min_size=self.settings.min_size)
+        return self._labels_of(maps, self.settings.min_size)
 
     def diameter_of(self, source: Source) -> float:
         """Return the typical cell diameter of an image in its pixels, as ``settings.diameter`` wants it found."""
@@ -248,15 +273,16 @@ class Segmenter:
 
     def _flipped(self, source: Source, region: Region, axes: tuple[int, ...] = ()) -> Maps:
         grid = window_grid(source.shape, self.settings.tile, self.settings.overlap, axes)
-        return blend(partial(self._look, axes=axes), source, region, grid, self.kept, view=str(axes))
+        return blend(partial(self._look, axes=axes), source, region, grid, self.kept, str(axes), self.most)
 
     @property
     def _small(self) -> int:
         return self.settings.tile * 3 // 2
 
     def _look(self, images: NDArray[np.float32], axes: tuple[int, ...]) -> torch.Tensor:
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-        x = torch.empty(pixels.shape, memory_format=torch.channels_last).copy_(pixels).to(self.device)  # strides matter
+        pixels, on_gpu = torch.from_numpy(images).permute(0, 3, 1, 2), self.device.type == "cuda"
+        x = torch.empty(pixels.shape, memory_format=torch.channels_last, pin_memory=on_gpu).copy_(pixels)
+        x = x.to(self.device, non_blocking=on_gpu)  # its strides matter to the network
         dimensions = [axis + 2 for axis in axes]
         with torch.inference_mode():
             maps = torch.flip(self._forward(torch.flip(x, dimensions)), dimensions)
@@ -266,9 +292,8 @@ class Segmenter:
         return maps
 
     def _forward(self, x: torch.Tensor) -> torch.Tensor:
-        kind = self.device.type
-        amp = kind in {"cpu", "cuda"} and not (kind == "cuda" and not torch.cuda.is_bf16_supported())
-        with torch.autocast(kind, torch.bfloat16, enabled=amp):
+        dtype = autocast_type(self.settings.precision, self.device)
+        with torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
             maps: torch.Tensor = self.model(x.contiguous(memory_format=torch.channels_last))
         return maps
 
@@ -292,7 +317,23 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
-def load(model: str | Path, *, device: str = "auto", settings: PredictConfig | None = None) -> Segmenter:
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raise CellsegError where a device cannot compute in a precision of ``predict.precision``."""
+    able = {"auto": True, "off": True, "bf16": device.type != "mps", "fp16": device.type != "cpu"}
+    if not able[precision]:
+        other = "fp16" if precision == "bf16" else "bf16"
+        raise CellsegError(f"precision {precision}: not on device {device.type}; wanted one of auto, {other}, off")
+
+
+def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
+    """Return the numbers that convolutions compute with; None for float32, as ``auto`` wants where bf16 is slow."""
+    if precision == "auto":
+        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if device.type == "cpu" or native else None
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+
+def load(model: str | Path, *, device: str | torch.device = "auto", settings: PredictConfig | None = None) -> Segmenter:
     """Load a model by name, weights file or run folder.
 
     Returns
@@ -301,7 +342,7 @@ def load(model: str | Path, *, device: str = "auto", settings: PredictConfig | N
         Ready to use: ``load(model).segment(image)``.
     """
     network, config, about = load_weights(model)
-    target = pick_device(device)
+    target = pick_device(device) if isinstance(device, str) else device
     network = network.to(target)
     return Segmenter(network, config, settings or PredictConfig(), target, about)
 

@@ -10,8 +10,8 @@ unless they are kept.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 
 from cellseg.blocks import Grid, Region
 from cellseg.core import Image
+from cellseg.halving import Look, Most, look_in_batches
 from cellseg.instances.interface import Maps
+from cellseg.prefetch import prefetch
 from cellseg.sources import Source
 
-Look = Callable[[NDArray[np.float32]], torch.Tensor]
-"""A network: images ``(B, h, w, 3)`` of one size in, raw maps ``(B, K, h, w)`` of any float type out."""
+Row = dict[Region, torch.Tensor | None]
+"""The windows of a row from left to right, with their maps where these are known."""
 
 KEPT_BYTES = 2**28
 """Memory for the maps of windows seen lately: two rows of windows of a slide 20,000 pixels wide."""
@@ -47,6 +49,14 @@ class Kept:
         """Send none of it along to another process."""
         return Kept, (self._limit,)
 
+    def of(
+        self, key: str, view: str
+    ) -> tuple[Callable[[Region], torch.Tensor | None], Callable[[Region, torch.Tensor], None]]:
+        """Return what looks a window of a source and view up, and what keeps its maps; nothing of one without key."""
+        if not key:
+            return lambda window: None, lambda window, maps: None
+        return lambda window: self.get((key, view, window)), lambda window, maps: self.put((key, view, window), maps)
+
     def get(self, key: Any) -> torch.Tensor | None:
         """Return what was kept under a key."""
         if key in self._maps:
@@ -61,7 +71,9 @@ class Kept:
             self._bytes -= self._maps.popitem(last=False)[1].nbytes
 
 
-def blend(look: Look, source: Source, region: Region, grid: Grid, kept: Kept, view: str = "") -> Maps:
+def blend(
+    look: Look, source: Source, region: Region, grid: Grid, kept: Kept, view: str = "", most: Most | None = None
+) -> Maps:
     """Compute the raw maps of a region from all windows that touch it.
 
     Parameters
@@ -86,7 +98,9 @@ def blend(look: Look, source: Source, region: Region, grid: Grid, kept: Kept, vi
     """
     weight = importance(grid.window)
     total, count = None, np.zeros(region.shape, np.float32)
-    for window, maps in _windows(look, source, region, grid, kept, view):
+    recall, keep = kept.of(source.key, view)
+    show = partial(look_in_batches, look, most=most or Most())
+    for window, maps in _windows(show, source, _rows(region, grid, recall), keep):
         here = window.common(region)
         inner, outer = here.within(window), here.within(region)
         part = maps[:, inner.rows, inner.columns].float().numpy()
@@ -111,26 +125,42 @@ def importance(window: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def _windows(
-    look: Look, source: Source, region: Region, grid: Grid, kept: Kept, view: str
+    look: Callable[[list[Image]], Iterator[torch.Tensor]],
+    source: Source,
+    rows: Iterable[Row],
+    keep: Callable[[Region, torch.Tensor], None],
 ) -> Iterator[tuple[Region, torch.Tensor]]:
-    """Yield the windows that touch a region, row by row, with their maps ``(K, h, w)``."""
+    """Yield the windows of some rows with their maps ``(K, h, w)``.
+
+    The pixels of a row are read together, since many files are stored in strips of whole rows, and while the network
+    sees the row before.
+    """
+    for row, pixels in prefetch(partial(_pixels, source), rows):
+        new = look(pixels())
+        for window, maps in row.items():
+            if maps is None:
+                found = next(new)
+                keep(window, found)
+                yield window, found
+            else:
+                yield window, maps
+
+
+def _rows(region: Region, grid: Grid, known: Callable[[Region], torch.Tensor | None]) -> Iterator[Row]:
+    """Yield the windows that touch a region, row by row, with the maps that are known."""
     height, width = grid.window
     for top in grid.tops:
-        row = [Region(top, left, top + height, left + width) for left in grid.lefts]
-        row = [window for window in row if window.common(region).size]
-        known = {window: kept.get((source.key, view, window)) for window in row} if source.key else {}
-        new = [window for window in row if known.get(window) is None]
-        if new:  # the pixels of a row are read together, since many files are stored in strips of whole rows
-            band = Region(top, new[0].left, top + height, new[-1].right)
-            pixels = source.read(band)
-        for window in row:
-            maps = known.get(window)
-            if maps is None:
-                maps = _look_at(look, pixels, window.within(band))
-                if source.key:
-                    kept.put((source.key, view, window), maps)
-            yield window, maps
+        row = (Region(top, left, top + height, left + width) for left in grid.lefts)
+        touching = {window: known(window) for window in row if window.common(region).size}
+        if touching:
+            yield touching
 
 
-def _look_at(look: Look, pixels: Image, window: Region) -> torch.Tensor:
-    return look(pixels[None, window.rows, window.columns])[0].cpu().contiguous()
+def _pixels(source: Source, row: Row) -> list[Image]:
+    """Read the windows of a row that are not known."""
+    new = [window for window, maps in row.items() if maps is None]
+    if not new:
+        return []
+    band = Region(new[0].top, new[0].left, new[0].bottom, new[-1].right)
+    pixels = source.read(band)
+    return [pixels[window.rows, window.columns] for window in (one.within(band) for one in new)]

@@ -8,6 +8,7 @@ import torch
 from monai.inferers.utils import sliding_window_inference
 
 from cellseg.blocks import Region, window_grid
+from cellseg.halving import Most
 from cellseg.sliding import Kept, blend
 from cellseg.sources import InMemory
 
@@ -90,3 +91,13 @@ def test_what_was_not_asked_for_longest_goes_first():
     assert kept.get("a") is not None
     kept.put("c", torch.zeros(10))
     assert [kept.get(name) is not None for name in "abc"] == [True, False, True]
+
+
+@pytest.mark.parametrize("count", [2, 3, 64])
+def test_several_windows_at_once_give_the_same_maps(network, image, count):
+    grid, seen = window_grid(image.shape[:2], 64, 0.25), []
+    whole = Region.whole(image.shape)
+    alone = blend(partial(look, network), InMemory(image), whole, grid, Kept())
+    several = blend(partial(look, network, seen=seen), InMemory(image), whole, grid, Kept(), most=Most(count))
+    assert [shape[0] for shape in seen] == {2: [2, 2, 1], 3: [3, 2], 64: [5]}[count] * 3  # windows of a row
+    assert np.allclose(several, alone, atol=1e-5)
