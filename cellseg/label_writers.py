@@ -18,8 +18,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.core import CellsegError, Labels
-from cellseg.files import atomic_path
+from cellseg.core import Labels
+from cellseg.files import atomic_path, writing
 from cellseg.slides import is_zarr, pixel_size
 
 BAND_ROWS = 512
@@ -124,11 +124,11 @@ def write_label_zarr(group: str | Path, labels: LabelRows, image: str | Path, wo
     final = group / "labels" / NAME
     scale, unit = pixel_size(image) if is_zarr(image) else ((1.0, 1.0), None)
     source = {"source": {"image": Path(os.path.relpath(image, final)).as_posix()}} if is_zarr(image) else {}
-    with _writing(final), _new_folder(final, Path(workplace) / NAME) as folder:
+    with writing(final), _new_folder(final, Path(workplace) / NAME) as folder:
         levels = _write_levels(folder, labels, version)
         said = _multiscale(levels, scale, unit) | {"image-label": source}
         _describe(folder, version, said, {"cellseg": labels.note})
-    with _writing(final):
+    with writing(final):
         if not is_zarr(group):
             _describe(group, version, {})
         _describe(group / "labels", version, {"labels": _names(group / "labels")})
@@ -219,16 +219,6 @@ def _describe(folder: Path, version: Version, said: dict[str, Any], beside: dict
         group.attrs.update(said | (beside or {}))
     else:
         group.attrs.update({"ome": {"version": "0.5", **said}} | (beside or {}))
-
-
-@contextmanager
-def _writing(final: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CellsegError(
-            f"{final}: cannot be written ({error.strerror or error}); is the disk full or read-only?"
-        ) from error
 
 
 @contextmanager

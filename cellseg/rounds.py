@@ -21,7 +21,8 @@ from cellseg.datasets.targets import Prepared
 from cellseg.judging import Stopped, Watch
 from cellseg.predict import Segmenter
 from cellseg.pseudo import Row, prepare_labelled, read_round, write_round
-from cellseg.train import State, place
+from cellseg.state import State
+from cellseg.train import place
 
 
 class Rounds:

@@ -9,11 +9,9 @@ gradient is injected once and after clipping, so unlike a penalty inside the los
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,31 +36,11 @@ from cellseg.predict import Segmenter
 from cellseg.progress import track
 from cellseg.provenance import describe
 from cellseg.regularizer_config import TOWARD_ZERO
-from cellseg.regularizers import SPD, Penalty
+from cellseg.regularizers import Penalty
 from cellseg.regularizers.of_run import regularizer_of
+from cellseg.state import LEAST_SCALE, State, flaw, restore, snapshot
 
 _PRECISION = {"bf16": "bf16-mixed", "fp16": "16-mixed", "off": "32-true"}
-
-
-@dataclass
-class State:
-    """Everything that changes while training; the one mutable thing."""
-
-    student: Any
-    optimizer: Any
-    averaged: EmaTeacher | None
-    penalty: Penalty | SPD | None
-    step: int = 0
-    best: float = -math.inf
-    best_step: int = 0
-    first: dict[str, float] = field(default_factory=dict)
-    """What the judge found at its first look."""
-    stopped: str = ""
-    """Why the run ended before its last step."""
-    ms: list[float] = field(default_factory=list)
-    """Milliseconds of every update since the start or the last resume."""
-    spent: dict[str, float] = field(default_factory=lambda: {"minutes": 0.0, "processor_minutes": 0.0})
-    """Time of all updates of the run, whatever was interrupted between them."""
 
 
 Objective = Callable[[State, int], tuple[torch.Tensor, Parts, Sequence[str]]]
@@ -152,7 +130,7 @@ def fit(
     if resume and _is_over(state, run, out):
         return out / WEIGHTS_NAME  # finished: nothing to do, and nothing measured is written over
     if fabric.is_global_zero:
-        (out / journal.SUMMARY_NAME).unlink(missing_ok=True)
+        journal.forget_summary(out)
         write_text(out / "config.json", run.model_dump_json(indent=2))
         journal.truncate(out, state.step)
     try:
@@ -201,9 +179,13 @@ def _go_on(
         state.spent["processor_minutes"] += (time.process_time() - worked) / 60
         if fabric.is_global_zero and (state.step % run.train.log_every == 0 or state.step == last):
             journal.append(out, state.step, {"lr": learning_rate(run, step), **_numbers(state, parts)})
-        if judge is not None and (state.step % run.train.validate_every == 0 or state.step == last):
+        looks = judge is not None and (state.step % run.train.validate_every == 0 or state.step == last)
+        saves = state.step % run.train.save_every == 0 or state.step == last
+        if (looks or saves) and (why := flaw(state)):  # nothing but good weights is ever written
+            raise _blown_up(why, step, state.seen)
+        if judge is not None and looks:
             _look(state, run, out, fabric, judge, about)
-        if fabric.is_global_zero and (state.step % run.train.save_every == 0 or state.step == last):
+        if fabric.is_global_zero and saves:
             save_state(out / STATE_NAME, snapshot(state))
 
 
@@ -227,7 +209,7 @@ def start(run: RunConfig, fabric: Fabric) -> tuple[State, dict[str, Any]]:
     if averaged is not None:
         averaged.to(fabric.device)
     student.train()
-    return State(student, optimizer, averaged, penalty), about
+    return State(student, optimizer, averaged, penalty, getattr(fabric._precision, "scaler", None)), about
 
 
 def _refuse_to_keep_fresh_weights(run: RunConfig) -> None:
@@ -244,49 +226,67 @@ def update(state: State, run: RunConfig, fabric: Fabric, objective: Objective, s
     settings = run.train
     torch.manual_seed(seed * 1_000_003 + state.step)  # dropout: a function of (seed, step), so resume is exact
     parts: Parts = {}
+    seen: set[str] = set()
     for micro in range(settings.accumulate):
         last = micro == settings.accumulate - 1
         with fabric.no_backward_sync(state.student, enabled=not last):
             loss, parts, ids = objective(state, state.step * settings.accumulate + micro)
+            seen.update(ids)
             _check_finite(loss, "loss", state.step, ids)
             fabric.backward(loss / settings.accumulate)
         parts = {"loss": loss.detach(), **parts}
-    _unscale_and_clip(state, settings.clip_norm, fabric)
-    _step(state, fabric)
+    norm = _unscale_and_clip(state, settings.clip_norm, fabric)
+    if state.scaler is None:
+        _check_finite(norm, "the norm of the gradients", state.step, seen)
+    _step(state)
+    state.seen = sorted(seen)
+    if state.scaler is not None and state.scaler.get_scale() < LEAST_SCALE:
+        raise _blown_up("no gradient is finite whatever the loss is scaled with", state.step, seen)
     state.optimizer.zero_grad(set_to_none=True)
     if state.averaged is not None:
         state.averaged.update(state.student.module, state.step)
     return parts
 
 
-def _unscale_and_clip(state: State, clip_norm: float | None, fabric: Fabric) -> None:
-    """Bring gradients to their true size, clipped or not, so that what is injected next has the right weight."""
+def _unscale_and_clip(state: State, clip_norm: float | None, fabric: Fabric) -> torch.Tensor:
+    """Bring gradients to their true size, clipped or not, so that what is injected next has the right weight.
+
+    Returns their norm before clipping. Under fp16 an infinite one is the scaler's business: it skips the step and
+    lowers the scale.
+    """
     if clip_norm is None:
         fabric._precision.unscale_gradients(state.optimizer.optimizer)
-        return
-    # Under fp16 an infinite gradient is the scaler's business: it skips the step and lowers the scale.
-    fabric.clip_gradients(state.student, state.optimizer, max_norm=clip_norm, error_if_nonfinite=False)
+        gradients = [parameter.grad for parameter in state.student.parameters() if parameter.grad is not None]
+        total: torch.Tensor = nn.utils.get_total_norm(gradients)
+        return total
+    norm: torch.Tensor = fabric.clip_gradients(
+        state.student, state.optimizer, max_norm=clip_norm, error_if_nonfinite=False
+    )
+    return norm
 
 
-def _step(state: State, fabric: Fabric) -> None:
+def _step(state: State) -> None:
     """Step the optimizer between the two halves of the regularizer; a step that fp16 skips pulls nothing."""
     if state.penalty is None:
         state.optimizer.step()
         return
-    scaler = getattr(fabric._precision, "scaler", None)
-    scale = scaler.get_scale() if scaler is not None else 1.0
+    scale = state.scaler.get_scale() if state.scaler is not None else 1.0
     state.penalty.before_step()
     state.optimizer.step()
-    if scaler is None or scaler.get_scale() >= scale:
+    if state.scaler is None or state.scaler.get_scale() >= scale:
         state.penalty.after_step(state.optimizer.param_groups[0]["lr"])
 
 
-def _check_finite(loss: torch.Tensor, name: str, step: int, ids: Sequence[str]) -> None:
-    if not bool(torch.isfinite(loss)):
-        raise Stopped(
-            f"{name} is {float(loss.detach())} at step {step}, images {', '.join(sorted(set(ids)))}; "
-            "the last good state is kept; lower train.lr or look at these images"
-        )
+def _check_finite(value: torch.Tensor, name: str, step: int, ids: Iterable[str]) -> None:
+    if not bool(torch.isfinite(value)):
+        raise _blown_up(f"{name} is {float(value.detach())}", step, ids)
+
+
+def _blown_up(what: str, step: int, ids: Iterable[str]) -> Stopped:
+    return Stopped(
+        f"{what} at step {step}, images {', '.join(sorted(set(ids)))}; "
+        "the last good state is kept; lower train.lr or look at these images"
+    )
 
 
 def _handed_out(state: State) -> nn.Module:
@@ -328,36 +328,6 @@ def _about(state: State, run: RunConfig, about: dict[str, Any]) -> dict[str, Any
     facts = {"diameter": diameter, "step": state.step, "init": run.train.init}
     keeps_prior = state.step == 0 and "scale_prior" in about
     return facts | ({"scale_prior": about["scale_prior"]} if keeps_prior else {})
-
-
-def snapshot(state: State) -> dict[str, Any]:
-    """Return everything a resumed run needs, as tensors and plain values."""
-    return {
-        "step": state.step,
-        "best": state.best,
-        "best_step": state.best_step,
-        "first": state.first,
-        "spent": state.spent,
-        "student": state.student.module.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
-        "averaged": state.averaged.state_dict() if state.averaged is not None else {},
-        "anchor": state.penalty.state_dict() if state.penalty is not None else {},
-    }
-
-
-def restore(state: State, saved: dict[str, Any]) -> None:
-    """Fill a state from :func:`snapshot`; the anchor is loaded, never taken from the student."""
-    try:
-        state.student.module.load_state_dict(saved["student"])
-        state.optimizer.load_state_dict(saved["optimizer"])
-        if state.averaged is not None:
-            state.averaged.load_state_dict(saved["averaged"])
-        if state.penalty is not None:
-            state.penalty.load_state_dict(saved["anchor"])
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise CellsegError("the saved state is of another configuration; start without --resume") from error
-    state.step, state.best, state.best_step = saved["step"], saved["best"], saved["best_step"]
-    state.spent, state.first = saved.get("spent", state.spent), saved.get("first", {})
 
 
 def _finish(state: State, run: RunConfig, out: Path, about: dict[str, Any], judge: Judge | None) -> None:

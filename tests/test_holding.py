@@ -17,7 +17,8 @@ from cellseg.datasets.index import write_index
 from cellseg.images import write_labels
 from cellseg.models.build import build_model
 from cellseg.regularizers import build_regularizer
-from cellseg.train import State, make_fabric, restore, snapshot, start, train, update
+from cellseg.state import State, restore, snapshot
+from cellseg.train import make_fabric, start, train, update
 
 GRADIENT = torch.tensor([[3.0, 4.0]])  # of the loss, at every weight; its norm is 5
 START, HERE = torch.tensor([[1.0, -2.0]]), torch.tensor([[1.5, -1.0]])
@@ -41,7 +42,7 @@ def after_one_update(run, fabric=None, gradient=GRADIENT, decay=0.0, kind=torch.
     penalty = build_regularizer(layer, run.train.regularizer)
     layer.weight.data.copy_(HERE)
     student, optimizer = fabric.setup(layer, kind(layer.parameters(), lr=1.0, weight_decay=decay))
-    state = State(student, optimizer, None, penalty)
+    state = State(student, optimizer, None, penalty, getattr(fabric._precision, "scaler", None))
 
     def objective(state, micro):
         return state.student(gradient).sum(), {}, ["a"]

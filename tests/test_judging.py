@@ -8,7 +8,8 @@ from fakes import Constant, Fickle, Reader, four_disks, image_of, segmenter
 from cellseg.config import check_config
 from cellseg.criteria import CRITERIA, Findings
 from cellseg.judging import Verdict, Watch, decision
-from cellseg.train import State, fit, make_fabric
+from cellseg.state import State
+from cellseg.train import fit, make_fabric
 
 IMAGE = image_of(four_disks())
 

@@ -27,5 +27,10 @@ def main() -> None:
         if debug:
             raise
         fail(str(error) or "out of memory")
+    except OSError as error:  # what no reader and no writer has put into words
+        if debug:
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        fail(f"{where}{error.strerror or error}; is the disk full or read-only, or the file not yours?")
     except KeyboardInterrupt:
         fail("interrupted; what was saved is kept, go on with --resume")
