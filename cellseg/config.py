@@ -138,6 +138,8 @@ class ModelConfig(Strict):
     norm: Literal["instance", "batch", "group"] = "instance"
     """By default ``instance``; a backbone and ``cellpose`` have ``batch``."""
     dropout: float = Field(0.0, ge=0, lt=1)
+    adapter: bool = False
+    """A square layer before the head of ``half_unet`` that starts as the identity; a start may lack it."""
     reference_diameter: float = Field(24.0, gt=0)
     """Images are scaled so that a median cell has this diameter in pixels; by default 30 for ``cellpose``."""
     normalize: NormalizeConfig = NormalizeConfig()
@@ -158,6 +160,8 @@ class ModelConfig(Strict):
             raise ValueError(f"size ('{self.size}') means nothing for flexible_unet: its backbone sets it; remove size")
         if self.network == "flexible_unet" and self.norm != "batch":
             raise ValueError(f"norm ('{self.norm}') cannot be chosen for flexible_unet: its backbone has batch norm")
+        if self.adapter and self.network != "half_unet":
+            raise ValueError(f"adapter belongs to half_unet, not to {self.network}; remove it")
         return self
 
     @model_validator(mode="after")

@@ -29,7 +29,7 @@ from cellseg.datasets.crops import Crops
 from cellseg.files import write_text
 from cellseg.judging import VAL_F1, Judge, Stopped, Validation, decision
 from cellseg.losses import Parts, representation_loss
-from cellseg.models.build import build_model
+from cellseg.models.build import build_from, build_model
 from cellseg.models.teacher import EmaTeacher
 from cellseg.optimizer import build_optimizer, learning_rate, set_lr
 from cellseg.predict import Segmenter
@@ -196,9 +196,11 @@ def start(run: RunConfig, fabric: Fabric) -> tuple[State, dict[str, Any]]:
         _refuse_to_keep_fresh_weights(run)
         model = build_model(run.model)
     else:
-        model, config, about = load_weights(run.train.init)
-        if config != run.model.model_copy(update={"dropout": config.dropout}):
+        first, config, about = load_weights(run.train.init)
+        found = build_from(first, config, run.model)
+        if found is None:
             raise CellsegError(f"{run.train.init}: its model is {config}, but the configuration wants {run.model}")
+        model = found
     model.freeze(encoder=run.train.freeze_encoder, statistics=run.train.freeze_norm_statistics)
     penalty = regularizer_of(run, model, fabric.device)
     averaged = EmaTeacher(model, run.train.ema) if run.train.ema > 0 else None

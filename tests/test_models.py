@@ -10,7 +10,7 @@ from torch.nn import functional
 from cellseg.checkpoint import load_weights, save_weights
 from cellseg.config import ModelConfig, check_config
 from cellseg.core import CellsegError
-from cellseg.models.build import build_model
+from cellseg.models.build import build_from, build_model
 from cellseg.models.norms import ChannelsLastInstanceNorm
 from cellseg.models.teacher import EmaTeacher
 from cellseg.optimizer import build_optimizer
@@ -255,3 +255,26 @@ def test_teacher_stays_in_eval_mode_and_without_gradients():
     teacher.train()
     assert not teacher.model.training
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_an_adapter_is_the_identity_until_it_is_trained_and_a_start_may_lack_it():
+    had, wanted = ModelConfig(size="tiny"), ModelConfig(size="tiny", adapter=True, dropout=0.5)
+    start = build_model(had).eval()
+    grown = build_from(start, had, wanted).eval()
+    images = torch.rand(1, 3, 40, 56)
+    with torch.no_grad():
+        torch.testing.assert_close(grown(images), start(images))
+    assert set(grown.state_dict()) - set(start.state_dict()) == {"adapter.weight", "adapter.bias"}
+    assert torch.equal(grown.adapter.weight[..., 0, 0], torch.eye(16))
+    assert build_from(start, had, had) is start
+    assert build_from(grown, wanted, had) is None  # its adapter would be lost
+    assert build_from(start, had, ModelConfig(size="small")) is None
+    with pytest.raises(ValueError, match="adapter belongs to half_unet"):
+        ModelConfig(network="unet", adapter=True)
+
+
+def test_dropout_of_a_run_is_that_of_the_run_and_not_of_its_start():
+    start = build_model(ModelConfig(size="tiny"))
+    model = build_from(start, ModelConfig(size="tiny"), ModelConfig(size="tiny", dropout=0.5))
+    assert {layer.p for layer in model.modules() if isinstance(layer, torch.nn.Dropout2d | torch.nn.Dropout)} == {0.5}
+    assert all(torch.equal(value, start.state_dict()[name]) for name, value in model.state_dict().items())

@@ -1,4 +1,4 @@
-"""One builder for every network: from a model configuration to a module."""
+"""One builder for every network: from a configuration to a module, with fresh weights or with those of a start."""
 
 from __future__ import annotations
 
@@ -32,3 +32,28 @@ def build_model(config: ModelConfig) -> Network:
     from cellseg.models.monai_unets import BackboneUNet, ResidualUNet
 
     return ResidualUNet(n_maps, config) if config.network == "unet" else BackboneUNet(n_maps, config)
+
+
+def build_from(start: Network, had: ModelConfig, wanted: ModelConfig) -> Network | None:
+    """Return a network with the weights of a start: with other dropout, or with an adapter that does nothing yet.
+
+    Parameters
+    ----------
+    start : Network
+        Trained; returned itself where nothing differs.
+    had, wanted : ModelConfig
+        Of the start, and of what is built.
+
+    Returns
+    -------
+    Network or None
+        None where the two differ in more than that.
+    """
+    if had == wanted:
+        return start
+    same = {"dropout": had.dropout} | ({} if had.adapter else {"adapter": False})
+    if had != wanted.model_copy(update=same):
+        return None
+    model = build_model(wanted)
+    model.load_state_dict(model.state_dict() | start.state_dict())
+    return model

@@ -29,7 +29,7 @@ class HalfUNet(Network):
     n_maps : int
         Number of output maps.
     config : ModelConfig
-        Size, normalisation and dropout.
+        Size, normalisation, dropout and adapter.
     """
 
     def __init__(self, n_maps: int, config: ModelConfig) -> None:
@@ -43,6 +43,7 @@ class HalfUNet(Network):
             UpCat(2, deep, shallow, shallow, upsample="deconv", is_pad=False, **parts)
             for shallow, deep in reversed(list(pairwise(features)))
         )
+        self.adapter = identity_layer(features[0]) if config.adapter else nn.Identity()
         self.head = nn.Conv2d(features[0], 4 * n_maps, kernel_size=1)
         keep_channels_last(self)
 
@@ -59,5 +60,14 @@ class HalfUNet(Network):
             x = down(x)
         for up in self.up:
             x = up(x, skips.pop())
-        maps: torch.Tensor = functional.pixel_shuffle(self.head(x), 2)
+        maps: torch.Tensor = functional.pixel_shuffle(self.head(self.adapter(x)), 2)
         return maps
+
+
+def identity_layer(channels: int) -> nn.Conv2d:
+    """Return a 1×1 convolution from as many channels to as many, which changes nothing before it is trained."""
+    layer = nn.Conv2d(channels, channels, kernel_size=1)
+    nn.init.dirac_(layer.weight)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
