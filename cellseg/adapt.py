@@ -296,7 +296,8 @@ def _judge(run: RunConfig, watched: Sequence[Record], start: Segmenter) -> Judge
         run.adapt.criterion, run.adapt.criterion
     )
     images = [load_view(record, run.model) for record in watched]
-    return Watch(images, find_diameters(start, watched, run.adapt.diameter), key, run.adapt.patience, validation)
+    diameters = find_diameters(start, watched, run.adapt.diameter)
+    return Watch(images, diameters, key, run.adapt.patience, validation, run.adapt.least_gain)
 
 
 def _conclude(run: RunConfig, out: Path, judge: Judge | None, start: Segmenter) -> None:

@@ -43,6 +43,8 @@ class AdaptConfig(BaseModel):
     criterion: Literal["auto", "flips", "scales", "cycle", "confidence", "consensus", "last"] = "auto"
     """What picks the weights that are handed out, the start among them: a label-free criterion, the last step,
     or (auto) validation F1 where ``data.val`` names images and ``cycle`` where not."""
+    least_gain: float = Field(0.1, ge=0, lt=1)
+    """The start is kept unless a label-free criterion gains this share of what it lacks of 1."""
     patience: int = Field(4, ge=0)
     """Looks, one every ``train.validate_every`` updates, without better weights until a run stops; 0 never stops."""
     wise: float | None = Field(None, ge=0, le=1)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from cellseg.core import CellsegError, Image, Record
-from cellseg.criteria import Findings, Shown, count_cells, measure
+from cellseg.criteria import CRITERIA, Findings, Shown, count_cells, measure
 from cellseg.images import read_image, read_labels
 from cellseg.metrics import match
 from cellseg.predict import Segmenter
@@ -64,6 +64,8 @@ class Judge(Protocol):
     """Looks without better weights until a run stops; 0 never stops it."""
     with_start: bool
     """Whether the start competes and is what remains when the run collapses."""
+    least_gain: float
+    """Share of what the start's score lacks of 1 that must be gained before the start is given up."""
 
     def look(self, segmenter: Segmenter, student: Segmenter | None, first: Mapping[str, float]) -> Verdict:
         """Judge weights.
@@ -88,6 +90,7 @@ class Validation:
     key: str = VAL_F1
     patience: int = 0
     with_start: bool = False
+    least_gain: float = 0.0
 
     def look(self, segmenter: Segmenter, student: Segmenter | None, first: Mapping[str, float]) -> Verdict:
         """Score the labelled images; an empty image in which nothing is found scores 1."""
@@ -118,6 +121,9 @@ class Watch:
         As for :class:`Judge`.
     validation : Validation or None
         Labelled images.
+    least_gain : float
+        As for :class:`Judge`, where a label-free criterion decides: whatever learns from itself grows a little surer of
+        itself, also where there is nothing to gain.
     """
 
     images: Sequence[Image]
@@ -125,6 +131,7 @@ class Watch:
     key: str
     patience: int
     validation: Validation | None = None
+    least_gain: float = 0.0
     with_start: bool = True
     by: str = field(init=False)
 
@@ -132,6 +139,7 @@ class Watch:
         plural = "image" if len(self.images) == 1 else "images"
         label_free = f"criterion {self.key} on {len(self.images)} unlabelled {plural}"
         self.by = {VAL_F1: "validation F1", "": "last step"}.get(self.key, label_free)
+        self.least_gain = self.least_gain if self.key in CRITERIA else 0.0
 
     def look(self, segmenter: Segmenter, student: Segmenter | None, first: Mapping[str, float]) -> Verdict:
         """Compute the criteria; collapse is no cells, giant ones only, or other ones in every view."""
@@ -158,10 +166,17 @@ def _collapse(found: Findings, first: Mapping[str, float]) -> str:
     return ""
 
 
+def bar(judge: Judge, best: float, best_step: int) -> float:
+    """Return what a score must exceed: the best so far, for the start (step 0) raised by :attr:`Judge.least_gain`."""
+    is_start = best_step == 0 and math.isfinite(best)
+    return best + judge.least_gain * (1 - best) if is_start else best
+
+
 def decision(judge: Judge, first: Mapping[str, float], best: float, best_step: int, stopped: str) -> str:
     """Say in a sentence which weights are handed out and why."""
     if best_step == 0:
         value = f"{judge.key} {first[judge.key]:.3f}" if judge.key else "nothing later was usable"
+        value += f", and above {bar(judge, first[judge.key], 0):.3f} was asked" if judge.least_gain else ""
         text = f"no improvement found: the start was kept ({value})"
     elif not judge.key:
         text = f"the weights of step {best_step}, the last that were usable, are handed out"

@@ -27,7 +27,7 @@ from cellseg.config import RunConfig
 from cellseg.core import CellsegError
 from cellseg.datasets.crops import Crops
 from cellseg.files import write_text
-from cellseg.judging import VAL_F1, Judge, Stopped, Validation, decision
+from cellseg.judging import VAL_F1, Judge, Stopped, Validation, bar, decision
 from cellseg.losses import Parts, representation_loss
 from cellseg.models.build import build_from, build_model
 from cellseg.models.teacher import EmaTeacher
@@ -312,7 +312,7 @@ def _look(state: State, run: RunConfig, out: Path, fabric: Fabric, judge: Judge,
         state.first = state.first or verdict.numbers
         score = float(state.step) if verdict.score is None else verdict.score
         why = verdict.collapse
-        if not why and score > state.best:
+        if not why and score > bar(judge, state.best, state.best_step):
             state.best, state.best_step = score, state.step
             save_weights(out / WEIGHTS_NAME, handed, run.model, facts)
         elif not why and 0 < judge.patience * run.train.validate_every <= state.step - state.best_step:

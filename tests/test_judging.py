@@ -14,8 +14,8 @@ from cellseg.train import fit, make_fabric
 IMAGE = image_of(four_disks())
 
 
-def watch(key="flips", images=1):
-    return Watch([IMAGE] * images, [24.0] * images, key, patience=2)
+def watch(key="flips", images=1, **rest):
+    return Watch([IMAGE] * images, [24.0] * images, key, patience=2, **rest)
 
 
 def test_a_look_has_every_criterion_and_counts_the_cells_of_teacher_and_student():
@@ -64,8 +64,8 @@ class Opinion:
 
     by, key, with_start = "opinion", "score", True
 
-    def __init__(self, scores, patience=0):
-        self.scores, self.patience, self.looks = list(scores), patience, []
+    def __init__(self, scores, patience=0, least_gain=0.0):
+        self.scores, self.patience, self.least_gain, self.looks = list(scores), patience, least_gain, []
 
     def look(self, segmenter, student, first):
         assert not segmenter.model.training
@@ -74,7 +74,7 @@ class Opinion:
         return Verdict({"score": score}, score, "collapse: so it is said" if score < 0 else "")
 
 
-def judged(tmp_path, scores, patience=0, steps=4):
+def judged(tmp_path, scores, patience=0, steps=4, least_gain=0.0):
     """Train the head of a tiny network to say more and more; return judge, summary and what was handed out."""
     import json
 
@@ -82,7 +82,7 @@ def judged(tmp_path, scores, patience=0, steps=4):
 
     settings = {"steps": steps, "validate_every": 1, "log_every": 1, "warmup_steps": 0, "save_every": 1}
     run = check_config({"model": {"size": "tiny"}, "train": settings})
-    judge = Opinion(scores, patience)
+    judge = Opinion(scores, patience, least_gain)
 
     def objective(state: State, micro_step: int):
         return state.student(torch.zeros(1, 3, 32, 32)).mean(), {}, ["a"]
@@ -108,6 +108,18 @@ def test_the_start_is_kept_where_nothing_beats_it(tmp_path):
     assert same(handed, judge.looks[0])
     assert not same(handed, judge.looks[1])
     assert summary["decision"] == "no improvement found: the start was kept (score 0.500)"
+
+
+def test_the_start_is_given_up_for_a_gain_that_counts_later_weights_for_any(tmp_path):
+    judge, summary, handed = judged(tmp_path / "little", [0.5, 0.54, 0.55, 0.55, 0.54], least_gain=0.1)
+    assert same(handed, judge.looks[0])
+    assert summary["decision"] == "no improvement found: the start was kept (score 0.500, and above 0.550 was asked)"
+    judge, _, handed = judged(tmp_path / "enough", [0.5, 0.54, 0.56, 0.57, 0.5], least_gain=0.1)
+    assert same(handed, judge.looks[3])
+
+
+def test_only_a_label_free_criterion_must_gain_more():
+    assert [watch(key, least_gain=0.1).least_gain for key in ("cycle", "val_f1", "")] == [0.1, 0.0, 0.0]
 
 
 def test_patience_counts_looks_since_the_best(tmp_path):
