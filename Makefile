@@ -11,7 +11,7 @@ BIN := .venv/bin
 CELLSEG := $(BIN)/cellseg
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: help setup demo test test-slow lint types data preprocess train adapt eval tables real adaptation bench-crops bench-data bench-env bench-metrics bench-l2sp bench-networks bench-inference bench-inference-slides bench-slides cellpose-equal fuzz ship-teacher leave-one-out clean
+.PHONY: help setup demo test test-slow lint types data preprocess train adapt eval tables real experiments adaptation bench-crops bench-data bench-env bench-metrics bench-l2sp bench-networks bench-inference bench-inference-slides bench-slides cellpose-equal fuzz ship-teacher leave-one-out clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -60,8 +60,8 @@ adapt: setup ## Adapt as experiments/EXP.toml says
 eval: setup ## Predict and score the evaluation sets of a run
 	$(CELLSEG) evaluate $(RUNS)/$(EXP)/s$(SEED)
 
-tables: setup ## Render every table from the runs that are there, and the representations' ceilings
-	for table in experiments/tables/*.toml; do $(CELLSEG) table $$table || exit 1; done
+tables: setup ## Keep what the runs that are there measured, and render every table from what is kept
+	$(BIN)/python experiments/archive.py
 	$(BIN)/python experiments/declared.py
 	$(BIN)/python experiments/oracle.py --shared $(SHARED)
 
@@ -75,6 +75,16 @@ real: setup ## DSB2018 to LIVECell on the small real samples (an hour and more o
 	  $(CELLSEG) evaluate $(RUNS)/$$run/s$(SEED); \
 	done; \
 	$(CELLSEG) table experiments/tables/real.toml
+
+experiments: setup ## The rows of the comparison tables; resumes: make experiments HOURS=3, EXP=n5_plain, EXP=n5_plain RERUN=1
+	@if [ ! -d $(SHARED) ]; then echo "make experiments: skipped, the real samples are not in $(SHARED)"; exit 0; fi; \
+	set -e; \
+	$(CELLSEG) prepare livecell --root $(SHARED)/livecell --out data/prepared/livecell; \
+	for set in dsb2018 ctc_dic_c2dh_hela ctc_fluo_n2dl_hela ctc_phc_c2dl_psc neurips2022_weak; do \
+	  $(CELLSEG) prepare folder --root $(SHARED)/$$set --out data/prepared/$$set; \
+	done; \
+	$(BIN)/python experiments/run_all.py $(if $(HOURS),--hours $(HOURS)) $(if $(filter command line,$(origin EXP)),--only $(EXP)) $(if $(RERUN),--rerun); \
+	$(BIN)/python experiments/archive.py
 
 adaptation: setup ## The adaptation cases on the small real samples, three seeds: hours of two cores; resumes; then make tables
 	@if [ ! -d $(SHARED) ]; then echo "make adaptation: skipped, the real samples are not in $(SHARED)"; exit 0; fi; \

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,6 +66,16 @@ def require_room(path: str | Path, shape: Sequence[int], itemsize: int = 1) -> N
             f"{path}: says it is {size}, {wanted / 2**30:,.1f} GiB once decoded, but {free / 2**30:.1f} GiB are free; "
             "if that is no damage, save it as a tiled TIFF or OME-Zarr, which are read by block"
         )
+
+
+def peak_mb() -> float | None:
+    """Return the most memory in MB that this process has had so far; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def free_bytes() -> int:

@@ -29,6 +29,7 @@ from cellseg.datasets.crops import Crops
 from cellseg.files import write_text
 from cellseg.judging import VAL_F1, Judge, Stopped, Validation, bar, decision
 from cellseg.losses import Parts, representation_loss
+from cellseg.memory import peak_mb
 from cellseg.models.build import build_from, build_model
 from cellseg.models.teacher import EmaTeacher
 from cellseg.optimizer import build_optimizer, learning_rate, set_lr
@@ -343,6 +344,7 @@ def _finish(state: State, run: RunConfig, out: Path, about: dict[str, Any], judg
         "val_f1": state.best if judge is not None and judge.key == VAL_F1 else None,
         "ms_per_step": float(np.median(state.ms)) if state.ms else None,
         **state.spent,
+        "peak_mb": peak_mb(),
         "regularizer": run.train.regularizer.kind,
         "distance": state.penalty.distance() if state.penalty is not None else None,
         "distances": state.penalty.distances() if state.penalty is not None else None,
