@@ -69,7 +69,7 @@ def tensors(state: dict) -> Parts:
 
 
 def cellpose(state: dict) -> Parts:
-    """As its ``CellposeModel.eval`` decodes: default iterations, threshold and smallest size."""
+    """As its ``CellposeModel.eval`` decodes by default, but that the smallest cell has as many pixels as ours."""
     import logging
 
     import torch
@@ -87,7 +87,7 @@ def cellpose(state: dict) -> Parts:
 
     def decode(flow_threshold: float) -> np.ndarray:
         flow, foreground = oracle.maps()
-        return dynamics.compute_masks(flow, foreground, flow_threshold=flow_threshold, min_size=15, device=cpu)
+        return dynamics.compute_masks(flow, foreground, flow_threshold=flow_threshold, min_size=10, device=cpu)
 
     oracle = Oracle(state, encode, ideal)
     dynamics.labels_to_flows([np.pad(np.ones((5, 5), np.int32), 5)], device=cpu)  # numba compiles
