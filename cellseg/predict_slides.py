@@ -13,8 +13,6 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 import cellseg
-from cellseg.block_files import SUFFIX, BlockFolder
-from cellseg.blocks import BLOCK, Block, Plan, Region, make_plan
+from cellseg.block_files import BlockFolder
+from cellseg.blocks import Block, Plan, Region, make_plan
 from cellseg.confidences import write_scores
 from cellseg.core import CellsegError, Labels
 from cellseg.images import read_image
 from cellseg.instances import representation
 from cellseg.label_writers import BAND_ROWS, LabelRows, write_label_tiff, write_label_zarr
+from cellseg.orders import Job, Wish, blocks_folder, say_how_to_go_on
 from cellseg.predict import Segmenter, decoding_shape
 from cellseg.progress import track
 from cellseg.scale import resize_part, zoom_for
@@ -36,73 +35,6 @@ from cellseg.seams import Cells, Pieces, count_pieces, cut_cells, join, same_cel
 from cellseg.slides import Slide, has_regions, is_zarr, open_slide
 from cellseg.sources import Source
 from cellseg.windows import write_tiled
-
-
-class Interrupted(CellsegError):
-    """The user stopped the work; nothing is wrong with the image."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A large image being segmented: plain data, to be sent to whoever computes a block.
-
-    Attributes
-    ----------
-    name : str
-        Of the image, for messages.
-    source : Slide
-        Its pixels.
-    plan : Plan
-        Its blocks.
-    folder : BlockFolder
-        Where finished blocks lie.
-    min_size : int
-        Cells of fewer pixels are dropped, at the scale of decoding.
-    note : str
-        Tells this run from all others, kept with the result.
-    """
-
-    name: str
-    source: Slide
-    plan: Plan
-    folder: BlockFolder
-    min_size: int
-    note: str
-
-    def unfinished(self) -> list[Block]:
-        """List the blocks that are not there yet."""
-        return [block for block in self.plan.blocks() if not self.folder.is_finished(block)]
-
-
-@dataclass(frozen=True)
-class Wish:
-    """How images are to be segmented.
-
-    Attributes
-    ----------
-    diameter : float or None
-        Typical cell diameter in pixels; None as the settings of the segmenter say.
-    channel : int or None
-        Use this channel alone.
-    block : int
-        Images that are decoded at no more than this many pixels a side are segmented whole, others by block.
-    as_zarr : bool
-        Write labels as OME-Zarr, not as TIFF.
-    keep : bool
-        Leave a slide alone that the same run has finished before.
-    """
-
-    diameter: float | None = None
-    channel: int | None = None
-    block: int = BLOCK
-    as_zarr: bool = False
-    keep: bool = True
-
-    def target(self, out: Path, name: str, image: Path) -> Path:
-        """Return what the result of an image is called; an OME-Zarr predicted into its own folder gets the labels."""
-        if not self.as_zarr:
-            return out / f"{name}.tif"
-        return image if is_zarr(image) and image.resolve().parent == out.resolve() else out / f"{name}.zarr"
 
 
 def segment_block(segmenter: Segmenter, source: Source, plan: Plan, block: Block) -> tuple[Labels, Region, Pieces]:
@@ -262,28 +194,6 @@ def predict_slide(segmenter: Segmenter, job: Job, target: str | Path, image: str
         return finish_job(job, target, image)
 
 
-@contextmanager
-def say_how_to_go_on(job: Job) -> Iterator[None]:
-    """Let whatever stops a job say how many of its blocks are kept, and that the same command goes on there."""
-    try:
-        yield
-    except (CellsegError, KeyboardInterrupt, MemoryError) as error:
-        blocks = job.plan.blocks()
-        done = sum(job.folder.is_finished(block) for block in blocks)
-        out_of_memory = "out of memory, a smaller --block needs less"
-        reason = str(error) or (out_of_memory if isinstance(error, MemoryError) else "interrupted")
-        kind = Interrupted if isinstance(error, KeyboardInterrupt) else CellsegError
-        raise kind(
-            f"{reason}; {done} of {len(blocks)} blocks of {job.name} are finished and kept in {job.folder.path}: "
-            "the same command goes on there"
-        ) from error
-
-
-def blocks_folder(target: str | Path) -> Path:
-    """Return the folder of the blocks of a result: ``out/a.tif`` has ``out/a.blocks``."""
-    return Path(target).with_suffix(SUFFIX)
-
-
 def run_note(run: dict[str, Any]) -> str:
     """Return a note that tells a run from all others."""
     return "cellseg " + hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()[:32]
@@ -318,7 +228,7 @@ def run_of(segmenter: Segmenter, image: Path, wish: Wish) -> dict[str, Any]:
     return {
         "image": [image.name, status.st_size, status.st_mtime_ns],
         "model": segmenter.fingerprint,
-        "settings": segmenter.settings.model_dump(mode="json"),
+        "settings": segmenter.settings.model_dump(mode="json", exclude={"batch_size"}),
         "wish": [wish.diameter, wish.channel, wish.block],
         "version": cellseg.__version__,
     }

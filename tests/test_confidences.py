@@ -11,9 +11,9 @@ from cellseg.config import ModelConfig, PredictConfig
 from cellseg.core import CellsegError
 from cellseg.images import find_images, read_labels
 from cellseg.instances import flow
+from cellseg.orders import Wish
 from cellseg.predict import Segmenter
 from cellseg.predict_images import predict_images
-from cellseg.predict_slides import Wish
 
 
 @pytest.fixture

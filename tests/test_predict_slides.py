@@ -24,9 +24,10 @@ from cellseg.images import read_labels
 from cellseg.instances import representation
 from cellseg.metrics import match
 from cellseg.models.build import build_model
+from cellseg.orders import Told, Wish
 from cellseg.predict import Segmenter, decoding_shape
 from cellseg.predict_images import predict_images
-from cellseg.predict_slides import Wish, predict_slide, run_block, segment_block, start_job
+from cellseg.predict_slides import predict_slide, run_block, segment_block, start_job
 from cellseg.slides import read_slide
 from cellseg.sources import InMemory
 from cellseg.windows import write_tiled
@@ -79,7 +80,7 @@ def segmenter_of(name="distance", network=None, **settings):
 
 def predict(segmenter, image, out, **wish):
     said = []
-    (found,) = predict_images(segmenter, [("a", image)], out, Wish(**wish), said.append)
+    (found,) = predict_images(segmenter, [("a", image)], out, Wish(**wish), Told(said.append))
     return found, said
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from cellseg.orders import Predicted
+
 Formats = Annotated[
     list[str] | None,
     typer.Option(
@@ -64,6 +66,10 @@ class Wanted:
             image=None if self.measure is None else open_pixels(image_path),
             scores=scores,
         )
+
+    def of(self, found: Predicted) -> None:
+        """Do what :meth:`write` does for an image that was segmented."""
+        self.write(found.target, found.labels, found.image, found.scores)
 
     def join(self, labels_paths: Sequence[Path]) -> None:
         """Write the table of all images, from those beside their label images."""

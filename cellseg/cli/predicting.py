@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,12 +14,16 @@ from cellseg.cli.app import Device, app, say
 from cellseg.cli.outputs import Formats, Measure, wanted
 from cellseg.core import CellsegError
 
+if TYPE_CHECKING:
+    from cellseg.config import PredictConfig
+    from cellseg.orders import Predicted, Told, Wish
+
 
 @app.command()
 def predict(  # noqa: PLR0913 (options of a command line)
     images: Annotated[list[Path], typer.Argument(help="Image files, OME-Zarr, folders of these, or an index.csv.")],
     out: Annotated[Path, typer.Option(help="Folder of the label images.")],
-    model: Annotated[str, typer.Option(help="Run folder, weights file, or the shipped teacher.")] = "teacher",
+    model: Annotated[str, typer.Option(help="Weights file or run folder.")] = "teacher",
     diameter: Annotated[float | None, typer.Option(help="Cell diameter in pixels; estimated by default.")] = None,
     channel: Annotated[int | None, typer.Option(help="Use this channel alone (from 0).")] = None,
     tta: Annotated[
@@ -35,6 +41,28 @@ def predict(  # noqa: PLR0913 (options of a command line)
         ),
     ] = "skip",
     device: Device = "auto",
+    precision: Annotated[
+        Literal["auto", "bf16", "fp16", "off"],
+        typer.Option(help="Numbers the network computes with: bf16 where that is fast (auto); off is float32."),
+    ] = "auto",
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Windows the network sees at once; by default 1 on a CPU, 8 on a GPU, and fewer where memory ends.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Work in this many processes (Dask), each with its own model and its share of the "
+            "cores. By default in this one, which uses all cores and the least memory.",
+        ),
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Work on a Dask cluster that runs: tcp://HOST:PORT or its scheduler file.")
+    ] = None,
 ) -> None:
     """Segment images and write one label image each; if wanted, outlines for QuPath and Fiji and measurements too.
 
@@ -45,36 +73,95 @@ def predict(  # noqa: PLR0913 (options of a command line)
 
     if diameter is not None and not 0 < diameter < math.inf:
         raise CellsegError(f"--diameter {diameter:g}: wanted a number of pixels above 0")
+    if workers is not None and scheduler is not None:
+        raise CellsegError("--workers starts processes here and --scheduler uses those of a cluster; give one of them")
     files = expand(images)
     beside = wanted(formats or (), measure, ("tif", "zarr"))
-    from cellseg.predict import load
-    from cellseg.predict_images import predict_images
-    from cellseg.predict_slides import Interrupted, Wish
-    from cellseg.progress import track
+    from cellseg.orders import Told, Wish
 
-    segmenter = load(model, device=device, settings=PredictConfig(tta=tta))
     wish = Wish(diameter, channel, block, as_zarr=beside.as_zarr)
-    total, targets, failed = 0, [], 0
-    try:
-        for file in track(files, "segmenting", total=len(files)):
-            try:
-                for found in predict_images(segmenter, [file], out, wish, say):
-                    total += len(found.scores)
-                    targets.append(found.target)
-                    beside.write(found.target, found.labels, found.image, found.scores)
-            except CellsegError as error:
-                if on_error == "stop" or isinstance(error, Interrupted):
-                    raise
-                failed += 1
-                say(f"left out: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:
-        raise CellsegError(f"interrupted; {len(targets)} of {len(files)} images are finished, in {out}") from None
-    say(f"{len(targets)} images, {total} cells" + (f"; {failed} of {len(files)} images left out" if failed else ""))
+    settings = PredictConfig(tta=tta, precision=precision, batch_size=batch_size)
+    left_out = LeftOut(stop=on_error == "stop")
+    told = Told(say, beside.of, left_out)
+    if workers is None and scheduler is None:
+        results = in_this_process(files, out, wish, told, (model, device, settings))
+    else:
+        results = on_workers(files, out, wish, told, (model, device, settings), (workers, scheduler))
+    targets = gather(results, len(files), left_out, out)
     print(out)
     if targets:
         beside.join(targets)
-    if failed:
+    if left_out.count:
         raise typer.Exit(1)
+
+
+@dataclass
+class LeftOut:
+    """Names images that cannot be used and counts them, or stops at the first."""
+
+    stop: bool
+    count: int = 0
+
+    def __call__(self, error: CellsegError) -> None:
+        """Take what is wrong with an image."""
+        if self.stop:
+            raise error
+        self.count += 1
+        say(f"left out: {' '.join(str(error).split())}")
+
+
+def gather(results: Iterator[Predicted], total: int, left_out: LeftOut, out: Path) -> list[Path]:
+    """Let images be segmented, showing how many are; return where the results are."""
+    from cellseg.progress import counter
+
+    targets, cells = [], 0
+    try:
+        with counter("segmenting") as show:
+            for found in results:
+                targets.append(found.target)
+                cells += len(found.scores)
+                if show is not None:
+                    show(len(targets) + left_out.count, total)
+    except KeyboardInterrupt:
+        raise CellsegError(f"interrupted; {len(targets)} of {total} images are finished, in {out}") from None
+    failed = f"; {left_out.count} of {total} images left out" if left_out.count else ""
+    say(f"{len(targets)} images, {cells} cells{failed}")
+    return sorted(targets)
+
+
+def in_this_process(
+    files: list[tuple[str, Path]], out: Path, wish: Wish, told: Told, model: tuple[str, str, PredictConfig]
+) -> Iterator[Predicted]:
+    """Segment images one by one."""
+    from cellseg.predict import load
+    from cellseg.predict_images import predict_images
+
+    name, device, settings = model
+    return predict_images(load(name, device=device, settings=settings), files, out, wish, told)
+
+
+def on_workers(
+    files: list[tuple[str, Path]],
+    out: Path,
+    wish: Wish,
+    told: Told,
+    model: tuple[str, str, PredictConfig],
+    cluster: tuple[int | None, str | None],
+) -> Iterator[Predicted]:
+    """Segment images on so many local workers, or on those of a scheduler; paths are made absolute for them."""
+    from cellseg.cluster import connect, threads_each
+    from cellseg.farm import predict_on
+    from cellseg.farm_tasks import Recipe
+    from cellseg.orders import orders_of
+
+    name, device, settings = model
+    workers, scheduler = cluster
+    name = str(Path(name).absolute()) if Path(name).exists() else name
+    recipe = Recipe(name, device, settings, None if workers is None else threads_each(workers))
+    with connect(workers, scheduler) as client:
+        yield from predict_on(
+            client, recipe, orders_of(((i, p.absolute()) for i, p in files), out.absolute(), wish), told
+        )
 
 
 def expand(images: list[Path], *, unlabelled: bool = False) -> list[tuple[str, Path]]:

@@ -142,9 +142,9 @@ def _segment(run: Path, home: Path, records: Sequence[Record], model: str, devic
     """Segment images into a folder unless that was done since the weights were written."""
     from cellseg.checkpoint import resolve_weights
     from cellseg.datasets.index import write_index
+    from cellseg.orders import Wish
     from cellseg.predict import load
     from cellseg.predict_images import predict_images
-    from cellseg.predict_slides import Wish
     from cellseg.progress import track
     from cellseg.report.start import UNSCORED, is_newer
 
@@ -212,8 +212,8 @@ def _score_set(home: Path, chosen: EvaluationSet, segmenter: Segmenter, how: Sco
     """Predict and score one set into a folder; return the number of images."""
     from cellseg.datasets.index import select, write_index
     from cellseg.evaluate import evaluate, write_scores
+    from cellseg.orders import Wish
     from cellseg.predict_images import predict_images
-    from cellseg.predict_slides import Wish
     from cellseg.progress import track
 
     records = [record for record in select(chosen) if record.label_kind == "instances"]
