@@ -91,7 +91,7 @@ def try_kills(work: Work, root: Path, whole: Ended, number: int, seed: int) -> T
     if ended.status != 0:
         trial.wrong.append(f"status {ended.status} after the restart: {ended.said[-1500:]}")
         return trial
-    trial.wrong += _ask(lambda: differences(root / work.name, folder), folder)
+    trial.wrong += ask(lambda: differences(root / work.name, folder), folder)
     if not trial.wrong:
         shutil.rmtree(folder)
     return trial
@@ -101,10 +101,10 @@ def _went_on(folder: Path) -> bool:
     """Whether there is a saved state, or there are finished blocks; a state that is there must be whole."""
     if any(folder.glob("out/*.blocks/[0-9]*.tif")):
         return True
-    return _ask(lambda: [str(saved_step(folder))], folder) not in (["0"], [])
+    return ask(lambda: [str(saved_step(folder))], folder) not in (["0"], [])
 
 
-def _ask(question: object, folder: Path) -> list[str]:
+def ask(question: object, folder: Path) -> list[str]:
     """Let a child answer, since the parent must not compute."""
 
     def answer() -> None:
