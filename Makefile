@@ -11,7 +11,7 @@ BIN := .venv/bin
 CELLSEG := $(BIN)/cellseg
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: help setup demo test test-slow lint types data preprocess train adapt eval tables real experiments adaptation bench-crops bench-data bench-env bench-metrics bench-l2sp bench-networks bench-inference bench-inference-slides bench-slides cellpose-equal fuzz ship-teacher leave-one-out clean
+.PHONY: help setup demo test test-slow lint types data preprocess train adapt eval tables real experiments paper adaptation bench-crops bench-data bench-env bench-metrics bench-l2sp bench-networks bench-inference bench-inference-slides bench-slides cellpose-equal fuzz ship-teacher leave-one-out clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -84,6 +84,10 @@ experiments: setup ## The rows of the comparison tables; resumes: make experimen
 	  $(CELLSEG) prepare folder --root $(SHARED)/$$set --out data/prepared/$$set; \
 	done; \
 	$(BIN)/python experiments/run_all.py $(if $(HOURS),--hours $(HOURS)) $(if $(filter command line,$(origin EXP)),--only $(EXP)) $(if $(RERUN),--rerun); \
+	$(BIN)/python experiments/archive.py
+
+paper: setup ## The runs that need the full LIVECell and NeurIPS sets (make data, make preprocess), then the tables; resumes
+	$(BIN)/python experiments/paper.py
 	$(BIN)/python experiments/archive.py
 
 adaptation: setup ## The adaptation cases on the small real samples, three seeds: hours of two cores; resumes; then make tables

@@ -58,6 +58,8 @@ class Selection(Strict):
     """Only these images."""
     without: tuple[str, ...] = Field((), strict=False)
     """All but these images; with ``ids`` elsewhere, one fold of a cross-validation."""
+    listed: str | None = None
+    """Only the images that a file names: one id a line, or a COCO file such as LIVECell's size splits."""
 
 
 class EvaluationSet(Selection):

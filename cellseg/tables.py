@@ -106,6 +106,8 @@ class TableConfig(Strict):
     title: str
     note: str = ""
     runs: str = "experiments/runs"
+    missing: str = DASH
+    """What a cell says for which there is no run."""
     column: tuple[Column, ...] = Field(strict=False, min_length=1)
     row: tuple[Row, ...] = Field(strict=False, min_length=1)
 
@@ -331,7 +333,7 @@ def _cell(source: _Source, column: Column, row: Row, spec: TableConfig, seeds: M
         reference = source.values(column, other, seeds[other.name])
         values = _differences(values, reference) if signed else _ratios(values, reference)
     if not values:
-        return Cell(DASH)
+        return Cell(DASH if seeds[row.name] else spec.missing)
     numbers = [float(value) for value in values.values()]
     mean = statistics.fmean(numbers)
     sd = statistics.stdev(numbers) if len(numbers) > 1 else None

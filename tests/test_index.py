@@ -241,3 +241,20 @@ def test_select_leaves_out_images_of_more_pixels(tmp_path):
     assert [one.id for one in select(asked)] == ["a"]
     with pytest.raises(CellsegError, match="no image of any split of at most 3 pixels"):
         select(Selection(index=asked.index, max_pixels=3))
+
+
+def test_select_takes_the_images_that_a_file_names(index, tmp_path):
+    text, coco = tmp_path / "part.txt", tmp_path / "part.json"
+    text.write_text("# a fold\n5A\n\n3A # twice as good\ngone\n")
+    assert [one.id for one in select(Selection(index=index, listed=str(text)))] == ["3A", "5A"]
+    coco.write_text('{"images": [{"id": 7, "file_name": "images/6A.png"}], "annotations": []}')
+    assert [one.id for one in select(Selection(index=index, listed=str(coco)))] == ["6A"]
+    assert [one.id for one in select(Selection(index=index, listed=str(text), limit=1))] == ["3A"]
+    text.write_text("gone\n")
+    with pytest.raises(CellsegError, match=r"named in .*part.txt; the index has"):
+        select(Selection(index=index, listed=str(text)))
+    text.write_text("# nothing\n")
+    with pytest.raises(CellsegError, match=r"part.txt: names no image"):
+        select(Selection(index=index, listed=str(text)))
+    with pytest.raises(CellsegError, match=r"none.txt: cannot be read as a list"):
+        select(Selection(index=index, listed=str(tmp_path / "none.txt")))

@@ -346,3 +346,13 @@ def test_a_row_of_the_start_reads_what_the_run_began_with(tmp_path, runs):
     for path in (runs / "b").glob("s*/start/scores/target.csv"):
         path.unlink()
     assert "Missing: b s0 start target" in " ".join(build_table(tmp_path / "table.toml", runs).notes)
+
+
+def test_a_run_that_was_not_made_says_what_the_table_says_of_it(tmp_path, runs):
+    head = 'title = "T"\nmissing = "not run: needs the full data set"'
+    rows = ROWS.replace('run = "b"', 'run = "nobody"')
+    columns = ('scores = "target"', 'json = "nothing"', 'text = "published"')
+    assert texts(tmp_path, runs, *columns, rows=rows, head=head) == [
+        ["0.450", "—", "—"],
+        ["not run: needs the full data set"] * 2 + ["—"],
+    ]

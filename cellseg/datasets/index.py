@@ -20,6 +20,7 @@ from typing import cast
 from cellseg.config import Selection
 from cellseg.core import CellsegError, LabelKind, Record
 from cellseg.datasets.left_out import write_left_out
+from cellseg.datasets.listed import read_names
 from cellseg.files import write_text
 from cellseg.memory import require_file
 
@@ -168,8 +169,8 @@ def select(selection: Selection) -> list[Record]:
     Parameters
     ----------
     selection : Selection
-        ``split``, ``groups``, ``max_pixels``, ``ids`` and ``without`` filter; ``limit`` then takes that many images
-        evenly, the first of each group, the second of each group and so on.
+        ``split``, ``groups``, ``max_pixels``, ``ids``, ``without`` and ``listed`` filter; ``limit`` then takes that
+        many images evenly, the first of each group, the second of each group and so on.
 
     Returns
     -------
@@ -185,10 +186,12 @@ def select(selection: Selection) -> list[Record]:
     groups = sorted({record.group for record in records})
     _check_known(selection, "group", selection.groups, groups)
     _check_known(selection, "image", (*selection.ids, *selection.without), [record.id for record in records])
+    listed = read_names(selection.listed) if selection.listed is not None else None
     chosen = [
         record
         for record in records
-        if (selection.split is None or record.split == selection.split)
+        if (listed is None or record.id in listed)
+        and (selection.split is None or record.split == selection.split)
         and (not selection.groups or record.group in selection.groups)
         and (selection.max_pixels is None or record.height * record.width <= selection.max_pixels)
         and (not selection.ids or record.id in selection.ids)
@@ -198,6 +201,7 @@ def select(selection: Selection) -> list[Record]:
         asked = f"split {selection.split!r}" if selection.split is not None else "any split"
         asked += f" and groups {shorten(selection.groups)}" if selection.groups else ""
         asked += f" of at most {selection.max_pixels} pixels" if selection.max_pixels else ""
+        asked += f" named in {selection.listed}" if selection.listed else ""
         raise CellsegError(f"{selection.index}: no image of {asked}; the index has {_describe(records)}")
     return chosen if selection.limit is None else take_evenly(chosen, selection.limit)
 
