@@ -5,13 +5,14 @@ DATA ?= data/$(DATASET)
 PREPARED ?= data/prepared/$(DATASET)
 EXP ?= real_plain
 SEED ?= 0
+MINUTES ?= 30
 SHARED ?= ../shared/data
 RUNS := experiments/runs
 BIN := .venv/bin
 CELLSEG := $(BIN)/cellseg
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: help setup demo test test-slow lint types data preprocess train adapt eval tables real experiments paper adaptation bench-crops bench-data bench-env bench-metrics bench-l2sp bench-networks bench-inference bench-inference-slides bench-slides cellpose-equal fuzz ship-teacher leave-one-out clean
+.PHONY: help setup demo test test-slow lint types data preprocess train adapt eval tables figures real experiments paper adaptation bench-crops bench-data bench-env bench-metrics bench-l2sp bench-networks bench-inference bench-inference-slides bench-slides cellpose-equal faults fuzz ship-teacher leave-one-out mutations soak clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -64,6 +65,9 @@ tables: setup ## Keep what the runs that are there measured, and render every ta
 	$(BIN)/python experiments/archive.py
 	$(BIN)/python experiments/declared.py
 	$(BIN)/python experiments/oracle.py --shared $(SHARED)
+
+figures: setup ## Draw the figures of the experiments from the committed CSVs
+	$(BIN)/python experiments/figures.py
 
 real: setup ## DSB2018 to LIVECell on the small real samples (an hour and more of two cores)
 	@if [ ! -d $(SHARED) ]; then echo "make real: skipped, the real samples are not in $(SHARED)"; exit 0; fi; \
@@ -151,6 +155,16 @@ fuzz: setup ## Throw damaged inputs at every reader: 2,400 cases, then propertie
 
 ship-teacher: setup ## Make a finished and scored run the shipped teacher: make ship-teacher RUN=experiments/runs/NAME/s0
 	$(BIN)/python experiments/ship_teacher.py $(RUN)
+
+faults: setup ## Kill works 200 times and compare; full disks and read-only folders: experiments/results/faults.*; resumes
+	$(BIN)/python tests/faults/kills.py --seed $(SEED) --out experiments/results/faults_kills.csv
+	$(BIN)/python tests/faults/disks.py --seed $(SEED) --out experiments/results/faults_disks.csv
+
+mutations: setup ## Put known defects back in a copy and see which test notices each
+	$(BIN)/python tests/faults/mutations.py
+
+soak: setup ## Half an hour of predicting and training: memory, open files, processes: experiments/results/soak.md
+	$(BIN)/python tests/faults/soak.py --minutes $(MINUTES)
 
 leave-one-out: setup ## Choose the settings of experiments/real_five.toml on its five training images
 	$(BIN)/python experiments/leave_one_out.py experiments/real_five.toml --set train.steps=250,train.lr=1e-3 --set train.steps=250,train.lr=3e-4

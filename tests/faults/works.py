@@ -11,8 +11,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-TIMES = ("minutes", "processor_minutes", "ms_per_step", "ms_per_image")
-"""What a summary says of time; all else of two results must be the same."""
+TIMES = ("minutes", "processor_minutes", "ms_per_step", "ms_per_image", "peak_mb")
+"""What a summary says of time and memory; all else of two results must be the same."""
 
 SIDE = 96
 
