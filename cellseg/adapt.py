@@ -30,7 +30,7 @@ from cellseg.cutmix import cut_mix
 from cellseg.datasets.crops import CropDataset, Crops
 from cellseg.datasets.index import take_evenly
 from cellseg.datasets.windowed import load_view
-from cellseg.judging import VAL_F1, Judge, Validation, Watch
+from cellseg.judging import VAL_F1, Judge, Validation, Verdict, Watch
 from cellseg.losses import Parts, consistency_target, foreground_target, representation_loss
 from cellseg.models.teacher import EmaTeacher
 from cellseg.models.wise import interpolate
@@ -311,10 +311,17 @@ def _conclude(run: RunConfig, out: Path, judge: Judge | None, start: Segmenter) 
     assert run.train.init is not None
     first = load_weights(run.train.init)[0].state_dict()
     model.load_state_dict(interpolate(first, model.state_dict(), run.adapt.wise))
-    save_weights(out / WEIGHTS_NAME, model, config, about | {"wise": run.adapt.wise})
     mixed = Segmenter(model.to(start.device), config, run.predict, start.device, about)
-    numbers = judge.look(mixed, None, {}).numbers if judge is not None else {}
-    journal.note(out, {"wise": {"weight": run.adapt.wise, **numbers}})
+    verdict = judge.look(mixed, None, {}) if judge is not None else Verdict({}, None)
+    summary = journal.read_summary(out)
+    distance = summary.get("wise", {}).get("unmixed_distance", summary.get("distance"))
+    found = {"weight": run.adapt.wise, "unmixed_distance": distance, **verdict.numbers}
+    if judge is not None and judge.with_start and judge.key and (verdict.score or 0) <= summary["start_score"]:
+        refused = f"mixed with the start they are no better than it by {judge.by}, so they are handed out unmixed"
+        journal.note(out, {"wise": found | {"refused": refused}})
+        return
+    journal.note(out, {"wise": found, "distance": distance and run.adapt.wise * distance})
+    save_weights(out / WEIGHTS_NAME, model, config, about | {"wise": run.adapt.wise})
 
 
 def _note_scale(out: Path, records: Sequence[Record], start: Segmenter) -> None:

@@ -16,6 +16,7 @@ from cellseg.config import check_config
 from cellseg.core import CellsegError, Record
 from cellseg.datasets.index import write_index
 from cellseg.images import write_labels
+from cellseg.judging import Verdict, Watch
 from cellseg.train import train
 
 SIDE = 96
@@ -371,8 +372,17 @@ def test_wise_mixes_once_what_is_handed_out_with_the_start(index, teacher, tmp_p
         torch.testing.assert_close(value, 0.75 * start[name] + 0.25 * end[name])
     assert summary(tmp_path)["wise"]["weight"] == 0.25
     assert 0 <= summary(tmp_path)["wise"]["cycle"] <= 1
+    assert summary(tmp_path)["distance"] == pytest.approx(0.25 * summary(tmp_path)["wise"]["unmixed_distance"])
     adapt(run, tmp_path, resume=True, device="cpu")
     assert equal(weights(out), mixed)
+
+
+def test_a_mixture_no_better_than_the_start_is_refused(index, teacher, tmp_path, monkeypatch):
+    scores = iter([0.5, 0.6, 0.7, 0.4])  # the start, two looks, the mixture
+    monkeypatch.setattr(Watch, "look", lambda *_: Verdict({"cycle": (score := next(scores))}, score))
+    out = adapt(make_run(index, teacher, criterion="cycle", wise=0.25), tmp_path, device="cpu")
+    assert equal(weights(out), weights(tmp_path / "unmixed.safetensors"))
+    assert "handed out unmixed" in summary(tmp_path)["wise"]["refused"]
 
 
 def test_nothing_to_learn_from_is_said(index, teacher, tmp_path):
