@@ -119,7 +119,7 @@ def _judge(work: Work, whole: Path, name: str, ended: Ended, found: Tried) -> No
     changed = ask(lambda: differences(whole.parent / f"{work.name} before", folder), folder)
     if name == "read-only":
         found.wrong += [f"read-only, but {text}" for text in changed]
-    left = [text for text in changed if ".tmp" in text]
+    left = [text for text in changed if text.startswith("left behind: ") and ".tmp" in text]
     found.wrong += [f"{name}: {text}" for text in left]
     if not work.resumed:  # what is there is old or new, which are the same, and whole
         harm = [text for text in ask(lambda: differences(whole, folder), folder) if not text.startswith("missing: ")]
