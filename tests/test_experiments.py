@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent.parent / "experiments"
 sys.path.insert(0, str(ROOT))
 
 import archive  # noqa: E402 (a script of the repository, no module of the package)
+import figures  # noqa: E402
 import run_all  # noqa: E402
 
 ROWS = sorted((ROOT / "rows").glob("*.toml"))
@@ -295,3 +296,29 @@ def test_hashes_tell_indices_apart(tmp_path):
 def test_tables_show_nothing_that_the_archive_has_not():
     for table in (ROOT / "tables").glob("*.toml"):
         assert not {column.metric for column in read_table(table).column} & {"pq", "sq"}, table.stem
+
+
+# ---- figures
+
+
+def test_the_frontier_has_the_rows_that_were_run_and_only_lines_of_two_points(tmp_path):
+    assert figures.frontier_points(tmp_path) == {}
+    assert not figures.draw_frontier(tmp_path)
+    rows = [("Plain fine-tuning", 0.5, 0.6), ("L2-SP, α = .01", 0.4, 0.8), ("L2-SP, α = .1", "—", "—")]
+    pd.DataFrame(rows, columns=["Method", figures.TARGET, figures.SOURCE]).to_csv(tmp_path / "rows_five.csv")
+    assert figures.frontier_points(tmp_path) == {"L2-SP, α": [(0.6, 0.5, "0"), (0.8, 0.4, ".01")]}
+    assert figures.draw_frontier(tmp_path)
+    assert (tmp_path / "frontier.png").stat().st_size > 5000
+
+
+def test_every_point_of_the_frontier_is_a_row_of_its_table():
+    rows = {row.name for row in read_table(ROOT / "tables" / "rows_five.toml").row}
+    assert {row for line in figures.FRONTIER.values() for row, _ in line} <= rows
+
+
+def test_steps_are_drawn_from_the_archive(tmp_path):
+    assert not figures.draw_steps(tmp_path)
+    lines = [("n0_mixed", 0, 50, 0.1, ""), ("n0_mixed", 0, 100, "", 0.4), ("other", 0, 50, 0.1, "")]
+    pd.DataFrame(lines, columns=["run", "seed", "step", "distance", "val_f1"]).to_csv(tmp_path / "steps.csv")
+    assert figures.draw_steps(tmp_path)
+    assert (tmp_path / "steps.png").stat().st_size > 5000
