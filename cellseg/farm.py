@@ -1,14 +1,16 @@
-"""Segment images on many processes or machines through Dask: small images whole, large ones by runs of blocks.
+"""Segment images on many processes or machines through Dask: small images whole, large ones by block.
 
-A task is an image, a run of neighbouring blocks of one, or the joining of its finished blocks. Tasks leave their
-results on a disk that all workers share, exactly as one process does (:mod:`cellseg.predict_slides`), and only as many
-are in flight as there are workers. So it does not matter which worker does what, how often, or when it dies: Dask gives
-the tasks of a lost worker to another, and a run that was stopped is resumed, by one process or many. The process that
-hands them out holds no image and no network.
+A task is an image, a few neighbouring blocks of one, or the joining of its finished blocks. Tasks leave their results
+on a disk that all workers share, exactly as one process does (:mod:`cellseg.predict_slides`), and only as many are in
+flight as there are workers. So it does not matter which worker does what, how often, or when it dies: Dask gives the
+tasks of a lost worker to another, and a run that was stopped is resumed, by one process or many. Only for speed each
+worker gets the neighbours of what it did last, since it still has the windows that they share. The process that hands
+out tasks holds no image and no network.
 """
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -31,11 +33,21 @@ if TYPE_CHECKING:
 RETRIES = 2
 """How often what raised an error is tried again, by whatever worker is free."""
 
-RUNS_A_WORKER = 4
-"""Into how many runs, at least, the blocks of an image are divided for each worker, so that all end together."""
+TASKS_A_WORKER = 4
+"""How many tasks, at least, the blocks of an image make for each worker, so that all end together."""
+TASK_PIXELS = 2**22
+"""About how many pixels a task has, if its blocks are smaller: so many take long beside being handed out."""
 
 _LOOK_S = 1.0
-"""How often finished blocks are counted for the progress bar."""
+"""How often it is looked whether new workers are there."""
+
+
+@dataclass
+class Part:
+    """Neighbouring blocks that nobody has begun, of which one worker takes the first; nobody's at the beginning."""
+
+    blocks: deque[Block]
+    owner: str = ""
 
 
 @dataclass(eq=False)
@@ -44,7 +56,16 @@ class _Slide:
 
     order: Order
     job: Job | None = None
-    runs_left: int = 0
+    parts: list[Part] = field(default_factory=list)
+    at_once: int = 1
+    """Blocks of a task."""
+    flying: int = 0
+    """Blocks being computed."""
+
+    @property
+    def left(self) -> int:
+        """Number of blocks that are not finished."""
+        return self.flying + sum(len(part.blocks) for part in self.parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,31 +118,48 @@ def predict_on(
         farm.waiting.append(_Task(_Slide(order), farm_tasks.begin_image, (farm.recipe, order, told.beside)))
     try:
         with counter("blocks") as show:
-            while farm.waiting or farm.flying:
+            while farm.is_busy:
                 farm.submit()
                 yield from farm.collect()
                 if show is not None:
                     show(*farm.count())
     except KeyboardInterrupt:
-        slide = next((task.slide for task in farm.flying.values() if task.slide.job is not None), None)
-        with _how_to_go_on(slide):
+        begun = [task.slide for task, _ in farm.flying.values() if task.slide.job is not None]
+        with _how_to_go_on(begun[0] if begun else None):
             raise
     finally:
         with suppress(Exception):  # of a scheduler that is gone
             client.cancel(list(farm.flying))
 
 
-def runs_of(blocks: Sequence[Block], workers: int) -> list[list[Block]]:
-    """Divide blocks into runs of neighbours in a row, for a worker need not look again at windows it has just seen."""
-    longest = max(1, len(blocks) // (workers * RUNS_A_WORKER))
-    runs: list[list[Block]] = []
-    for block in blocks:
-        last = runs[-1] if runs else []
-        if last and len(last) < longest and last[-1].place == (block.row, block.column - 1):
-            last.append(block)
-        else:
-            runs.append([block])
-    return runs
+def take(parts: list[Part], worker: str, count: int) -> list[Block]:
+    """Take the next blocks for a worker, of its own part, of one that is nobody's, or of half the largest one.
+
+    Parameters
+    ----------
+    parts : list of Part
+        What is left of an image; changed.
+    worker : str
+        Who asks.
+    count : int
+        How many at most.
+
+    Returns
+    -------
+    list of Block
+        Empty where none is left.
+    """
+    parts[:] = [part for part in parts if part.blocks]
+    if not parts:
+        return []
+    mine = next((part for owner in (worker, "") for part in parts if part.owner == owner), None)
+    if mine is None:
+        largest = max(parts, key=lambda part: len(part.blocks))
+        half = [largest.blocks.pop() for _ in range(-(-len(largest.blocks) // 2))]
+        mine = Part(deque(reversed(half)))
+        parts.append(mine)
+    mine.owner = worker
+    return [mine.blocks.popleft() for _ in range(min(count, len(mine.blocks)))]
 
 
 @dataclass
@@ -132,31 +170,57 @@ class _Farm:
     recipe: Recipe
     told: Told
     waiting: deque[_Task] = field(default_factory=deque)
-    flying: dict[Future, _Task] = field(default_factory=dict)
-    blocks_done: int = 0
+    slides: list[_Slide] = field(default_factory=list)
+    """Large images that have begun."""
+    flying: dict[Future, tuple[_Task, str]] = field(default_factory=dict)
+    """Tasks and the workers they were given to."""
     workers: int = 1
+    total: int = 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything is left to do."""
+        return bool(self.flying or self.waiting or self.slides)
 
     def submit(self) -> None:
         """Give every worker something to do."""
         with _reaching_the_cluster():
-            self.workers = max(1, len(self.client.nthreads()))
-            while self.waiting and len(self.flying) < self.workers:
-                task = self.waiting.popleft()
-                self.flying[self.client.submit(task.work, *task.arguments, pure=False, retries=RETRIES)] = task
+            workers = list(self.client.nthreads())
+            self.workers = max(1, len(workers))
+            busy = {worker for _, worker in self.flying.values()}
+            for worker in [one for one in workers if one not in busy][: self.workers - len(self.flying)]:
+                task = self.next_for(worker)
+                if task is None:
+                    return
+                where = {"workers": [worker], "allow_other_workers": True}  # such as when it dies
+                future = self.client.submit(task.work, *task.arguments, pure=False, retries=RETRIES, **where)
+                self.flying[future] = task, worker
+
+    def next_for(self, worker: str) -> _Task | None:
+        """Return what a worker should do: blocks of images that have begun come before other images."""
+        for slide in self.slides:
+            blocks = take(slide.parts, worker, slide.at_once)
+            if blocks:
+                slide.flying += len(blocks)
+                return _Task(slide, farm_tasks.run_blocks, (self.recipe, slide.job, blocks))
+        return self.waiting.popleft() if self.waiting else None
 
     def collect(self) -> Iterator[Predicted]:
         """Wait a while for something to be done, and see what follows from it."""
         from distributed import wait
 
+        if not self.flying:  # all workers are gone; others may come
+            time.sleep(_LOOK_S)
+            return
         try:
             with _reaching_the_cluster():
                 done = wait(list(self.flying), timeout=_LOOK_S, return_when="FIRST_COMPLETED").done
         except TimeoutError:
             return
         for future in done:
-            task = self.flying.pop(future, None)
-            if task is None:  # of an image that failed a moment ago
+            if future not in self.flying:  # of an image that failed a moment ago
                 continue
+            task, _ = self.flying.pop(future)
             try:
                 with _how_to_go_on(task.slide):
                     found = _result(future, task.about)
@@ -167,31 +231,38 @@ class _Farm:
             yield from self.follow(task, found)
 
     def follow(self, task: _Task, found: Any) -> Iterator[Predicted]:
-        """Yield a finished image, or let what follows a task wait for its turn before all other images."""
+        """Yield a finished image, or see to what follows a task."""
         slide = task.slide
+        if isinstance(found, Predicted):
+            yield found
+            return
         if task.work is farm_tasks.begin_image:
             found, notices = found
             for line in notices:
                 self.told.notice(line)
-            if isinstance(found, Job):
-                slide.job = found
-                runs = runs_of(found.unfinished(), self.workers)
-                slide.runs_left = len(runs)
-                tasks = [_Task(slide, farm_tasks.run_blocks, (self.recipe, found, run)) for run in runs]
-                self.waiting.extendleft(reversed(tasks))
-        elif task.work is farm_tasks.run_blocks:
-            slide.runs_left -= 1
-        if isinstance(found, Predicted):
-            if slide.job is not None:
-                self.blocks_done += len(slide.job.plan.blocks())
-            yield found
-        elif slide.runs_left == 0:
+            if isinstance(found, Predicted):
+                yield found
+                return
+            self.open(slide, found)
+        else:
+            slide.flying -= len(task.arguments[2])
+        if slide.left == 0:
+            self.slides.remove(slide)
             self.waiting.appendleft(_Task(slide, farm_tasks.finish_image, (slide.job, slide.order, self.told.beside)))
+
+    def open(self, slide: _Slide, job: Job) -> None:
+        """Let the blocks of a large image be taken."""
+        blocks = job.unfinished()
+        slide.job, slide.parts = job, [Part(deque(blocks))]
+        most = max(1, len(blocks) // (self.workers * TASKS_A_WORKER))
+        slide.at_once = min(most, max(1, TASK_PIXELS // job.plan.block**2))
+        self.slides.append(slide)
+        self.total += len(job.plan.blocks())
 
     def drop(self, slide: _Slide) -> None:
         """Do no more of an image; what of it is in flight may end, and is kept."""
-        self.waiting = deque(task for task in self.waiting if task.slide is not slide)
-        gone = [future for future, task in self.flying.items() if task.slide is slide]
+        self.slides = [other for other in self.slides if other is not slide]
+        gone = [future for future, (task, _) in self.flying.items() if task.slide is slide]
         for future in gone:
             del self.flying[future]
         with _reaching_the_cluster():
@@ -199,10 +270,7 @@ class _Farm:
 
     def count(self) -> tuple[int, int]:
         """Return how many blocks of the images begun are finished, of how many."""
-        slides = {id(task.slide): task.slide.job for task in (*self.waiting, *self.flying.values())}
-        jobs = [job for job in slides.values() if job is not None]
-        total = self.blocks_done + sum(len(job.plan.blocks()) for job in jobs)
-        return total - sum(len(job.unfinished()) for job in jobs), total
+        return self.total - sum(slide.left for slide in self.slides), self.total
 
 
 def _agreed(client: Client, recipe: Recipe, told: Told) -> Recipe:

@@ -19,6 +19,10 @@ from cellseg.core import CellsegError
 from cellseg.label_writers import NAME
 from cellseg.slides import Slide, is_zarr
 
+STRIP_PIXELS, WINDOW_REACH = 18_000_000, 656
+"""So many pixels of maps :class:`cellseg.sliding.Kept` holds, counted without overlap and with a reserve; and by so
+much the windows of a row of blocks reach beyond them: a window and two halos, about."""
+
 Scores = NDArray[np.float64]
 """The score of every cell of an image, in order of ascending id."""
 
@@ -55,8 +59,8 @@ class Job:
     note: str
 
     def unfinished(self) -> list[Block]:
-        """List the blocks that are not there yet."""
-        return [block for block in self.plan.blocks() if not self.folder.is_finished(block)]
+        """List the blocks that are not there yet, in the order of :func:`in_strips`."""
+        return [block for block in in_strips(self.plan) if not self.folder.is_finished(block)]
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,19 @@ class Told:
 def orders_of(files: Iterable[tuple[str, Path]], out: str | Path, wish: Wish) -> list[Order]:
     """Say where the result of every image goes."""
     return [Order(name, image, wish.target(Path(out), name, image), wish) for name, image in files]
+
+
+def in_strips(plan: Plan) -> list[Block]:
+    """List the blocks row by row in upright strips, narrow enough that the windows of a row are kept for the next.
+
+    So windows at the rim of a block are seen once and not up to four times, but for those between strips.
+    """
+    blocks = plan.blocks()
+    columns = max((block.column for block in blocks), default=0) + 1
+    side = min(plan.block, *plan.shape)
+    width = max(1, STRIP_PIXELS // (side * (side + WINDOW_REACH)))
+    strips = -(-columns // width)
+    return sorted(blocks, key=lambda block: (block.column * strips // columns, block.row, block.column))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from concurrent.futures import CancelledError
 from dataclasses import replace
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from cellseg.checkpoint import save_weights
 from cellseg.cluster import connect, threads_each
 from cellseg.config import ModelConfig, PredictConfig
 from cellseg.core import CellsegError
-from cellseg.farm import RETRIES, predict_on, runs_of
+from cellseg.farm import RETRIES, Part, predict_on, take
 from cellseg.farm_tasks import Recipe
 from cellseg.farm_tasks import segmenter_of as loaded
 from cellseg.images import read_labels
@@ -232,16 +233,29 @@ def test_whatever_a_task_raises_becomes_one_line(error, said):
     assert "\n" not in str(told.value)
 
 
-def test_runs_are_neighbours_in_a_row_and_all_blocks_are_in_one():
-    blocks = make_plan((1000, 1000), 1.0, 24.0, 100).blocks()
-    runs = runs_of(blocks, workers=2)
-    assert [len(run) for run in runs] == [10] * 10  # no longer than a row
-    assert [len(run) for run in runs_of(blocks, workers=4)] == [6, 4] * 10
-    assert [len(run) for run in runs_of(blocks, workers=50)] == [1] * 100
-    assert [block for run in runs for block in run] == blocks
-    left = [blocks[0], blocks[2], blocks[3], blocks[10]]  # as a stopped run leaves them
-    assert runs_of(left, workers=1) == [[blocks[0]], [blocks[2]], [blocks[3]], [blocks[10]]]
-    assert runs_of([], workers=1) == []
+def names(blocks):
+    return [block.name for block in blocks]
+
+
+def test_workers_take_neighbours_and_then_half_of_what_others_have():
+    blocks = make_plan((100, 1200), 1.0, 24.0, 100).blocks()  # 12 in a row
+    parts = [Part(deque(blocks))]
+    assert take(parts, "a", 2) == blocks[:2]  # nobody's yet
+    assert take(parts, "b", 2) == blocks[7:9]  # half of the ten that are left
+    assert take(parts, "a", 2) == blocks[2:4]
+    assert take(parts, "b", 2) == blocks[9:11]
+    assert take(parts, "b", 2) == blocks[11:]
+    assert take(parts, "b", 2) == blocks[5:7]  # of three, the larger half
+    assert take(parts, "a", 2) == [blocks[4]]
+    assert take(parts, "a", 2) == take(parts, "b", 2) == []
+
+
+def test_all_blocks_are_taken_once_whoever_asks():
+    blocks, rng = make_plan((1000, 1000), 1.0, 24.0, 100).blocks(), np.random.default_rng(0)
+    parts, taken = [Part(deque(blocks))], []
+    while run := take(parts, f"worker {rng.integers(7)}", 3):
+        taken += run
+    assert sorted(names(taken)) == names(blocks)
 
 
 def test_a_cluster_that_is_not_there_is_named(monkeypatch):

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from cellseg.config import ModelConfig, PredictConfig
+from cellseg.core import CellsegError
 from cellseg.instances import representation
-from cellseg.predict import Segmenter
+from cellseg.predict import Segmenter, autocast_type, check_precision, pick_device
 
 
 class Fixed(nn.Module):
@@ -76,3 +77,37 @@ def test_augmentation_averages_four_flips_and_two_scales_and_turns_vectors_back(
     assert np.allclose(maps[1], (4 - 2) * 0.5 / 6, atol=1e-6)
     plain = Segmenter(network, ModelConfig(), PredictConfig(), torch.device("cpu"), {})
     assert np.allclose(plain.maps(image)[1], 0.5)
+
+
+class Precise(nn.Module):
+    """Says in what numbers it computes."""
+
+    def forward(self, images):
+        ones = torch.ones(3, 3, 1, 1)
+        maps = nn.functional.conv2d(images, ones)
+        self.dtype = maps.dtype
+        return maps
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("auto", torch.bfloat16), ("bf16", torch.bfloat16), ("off", torch.float32)]
+)
+def test_precision_is_that_of_the_settings(precision, dtype):
+    network, settings = Precise(), PredictConfig(precision=precision)
+    one = Segmenter(network, ModelConfig(), settings, torch.device("cpu"), {})
+    maps = one.maps(np.full((40, 50, 3), 0.25, np.float32))
+    assert network.dtype == dtype
+    assert maps.dtype == np.float32
+    assert np.all(maps == 0.75)  # exact in either
+
+
+def test_what_a_device_has_not_is_named():
+    with pytest.raises(CellsegError, match="precision fp16: not on device cpu; wanted one of auto, bf16, off"):
+        Segmenter(Precise(), ModelConfig(), PredictConfig(precision="fp16"), torch.device("cpu"), {})
+    with pytest.raises(CellsegError, match="precision bf16: not on device mps; wanted one of auto, fp16, off"):
+        check_precision("bf16", torch.device("mps"))
+    check_precision("fp16", torch.device("cuda"))
+    assert autocast_type("fp16", torch.device("cuda")) == torch.float16
+    assert autocast_type("auto", torch.device("mps")) is None
+    with pytest.raises(CellsegError, match="--device tpu: not available here; wanted one of auto, cpu, cuda, mps"):
+        pick_device("tpu")

@@ -24,11 +24,12 @@ from cellseg.images import read_labels
 from cellseg.instances import representation
 from cellseg.metrics import match
 from cellseg.models.build import build_model
-from cellseg.orders import Told, Wish
+from cellseg.orders import Told, Wish, in_strips
 from cellseg.predict import Segmenter, decoding_shape
 from cellseg.predict_images import predict_images
 from cellseg.predict_slides import predict_slide, run_block, segment_block, start_job
 from cellseg.slides import read_slide
+from cellseg.sliding import KEPT_BYTES
 from cellseg.sources import InMemory
 from cellseg.windows import write_tiled
 
@@ -387,3 +388,16 @@ def test_predict_slide_runs_only_what_is_left(slide, tmp_path):
         run_block(one, job, block)
     scores = predict_slide(segmenter_of(network=Counted(stop=1)), job, tmp_path / "b.tif", slide)
     assert len(scores) == read_labels(tmp_path / "b.tif").max()
+
+
+def test_blocks_come_in_strips_of_which_a_row_of_windows_is_kept():
+    plan = make_plan((20_000, 20_000), 1.0, 24.0, 2048)
+    order = in_strips(plan)
+    assert sorted(block.place for block in order) == [block.place for block in plan.blocks()]
+    widths = [len({b.column for b in order[start : start + 10]}) for start in (0, 30, 50, 80)]
+    assert [block.place for block in order[:4]] == [(0, 0), (0, 1), (0, 2), (1, 0)]
+    assert widths == [3, 2, 3, 2]
+    kept = KEPT_BYTES // (3 * 512 * 512 * 2)  # windows of three maps in bf16
+    assert (3 * 2000 + 2 * plan.halo + 512) / 384 * (2000 + 2 * plan.halo + 512) / 384 <= kept
+    narrow = make_plan((4_000, 1_000), 1.0, 24.0, 200)
+    assert in_strips(narrow) == narrow.blocks()

@@ -117,5 +117,6 @@ def test_two_processes_adapt_what_one_does_with_twice_the_batch(run, tmp_path):
     init = f"train.init={teacher}"
     two = weights(under_torchrun("adapt", run, init))
     one = weights(adapt(load_config(run, [*crops(2), init]), tmp_path / "one", device="cpu"))
-    assert farthest(one, two) < 1e-5
-    assert farthest(one, weights(teacher)) > 1e-4
+    moved = farthest(one, weights(teacher))
+    assert moved > 1e-3
+    assert farthest(one, two) < 0.01 * moved  # a pixel of the soft targets may round to the other side of a threshold
