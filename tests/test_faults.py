@@ -21,15 +21,31 @@ def run(program, *words):
 
 
 def test_works_that_are_killed_come_back_the_same(tmp_path):
-    ran = run("kills.py", "--kills", "8", "--works", "train,prepare folder,predict blocks", "--log", tmp_path)
+    ran = run("kills.py", "--kills", "6", "--works", "train,prepare folder,predict blocks", "--log", tmp_path)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert int(re.search(r"^kills: (\d+); works not the same after them: 0;", ran.stdout, re.MULTILINE)[1]) >= 8
+    assert int(re.search(r"^kills: (\d+); works not the same after them: 0;", ran.stdout, re.MULTILINE)[1]) >= 6
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_in_one_line():
     ran = run("disks.py", "--commands", "table")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "full disks and read-only folders: 8 tried on 1 commands, 0 things wrong" in ran.stdout
+
+
+def test_what_nobody_put_into_words_is_still_one_line(monkeypatch, capsys):
+    from cellseg import cli
+
+    def refuse():
+        raise PermissionError(13, "Permission denied", "out/x.csv")
+
+    monkeypatch.setattr(cli, "app", refuse)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "error: out/x.csv: Permission denied; is the disk full or read-only, or the file not yours?"
+    ]
 
 
 def write(root, **files):

@@ -14,7 +14,8 @@ import resource
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,8 +56,8 @@ class Tried:
     wrong: list[str] = field(default_factory=list)
 
 
-def make_all(into: Path) -> None:
-    """Write the inputs of all commands, a finished run to report on among them."""
+def make_all(into: Path, works: Sequence[Work]) -> None:
+    """Write the inputs of commands; to report on, a finished run."""
     from random_cases import FORMS
     from sound import write
 
@@ -68,7 +69,10 @@ def make_all(into: Path) -> None:
     files = FORMS["table"][1]()
     files = {f"experiments/{'tables/' if name.endswith('.toml') else ''}{name}": text for name, text in files.items()}
     write(into / "table", files)
-    train(load_config(into / "train.toml"), into / "run", device="cpu")
+    if any(work.name == "report" for work in works):
+        train(load_config(into / "train.toml"), into / "run", device="cpu")
+        with suppress(SystemExit):
+            command("evaluate", str(into / "run"), "--device", "cpu")()
 
 
 def try_command(work: Work, root: Path, seed: int) -> Tried:
@@ -157,7 +161,7 @@ def main() -> int:
     children.preload()
     root = Path(tempfile.mkdtemp(prefix="cellseg-disks-"))
     root.chmod(0o755)
-    made = run(lambda: make_all(root / "inputs"), root)
+    made = run(lambda: make_all(root / "inputs", works), root)
     if made.status != 0:
         raise SystemExit(f"the inputs could not be made: {made.said[-3000:]}")
     children.learn([command(*words_of(work.words, into=root / "inputs")) for work in works], root)

@@ -140,6 +140,7 @@ def _write_runs(into: Path) -> None:
     steps = "log_every = 1\nvalidate_every = 2\nsave_every = 2\nbatch_size = 1\ncrop_size = 32\nwarmup_steps = 0\n"
     (into / "train.toml").write_text(
         f'{common}data.train = [{{ {index}, ids = ["0", "1"] }}]\ndata.val = [{{ {index}, ids = ["2"] }}]\n'
+        f'data.evaluate = [{{ {index}, ids = ["2"], name = "held" }}]\n'
         f"[train]\nsteps = 7\nema = 0.5\n{steps}"
     )
     (into / "mixed.toml").write_text(
