@@ -49,8 +49,8 @@ types: setup
 data: setup ## Download a data set: make data DATASET=livecell|neurips
 	$(CELLSEG) download $(DATASET) --root data
 
-preprocess: setup ## Index a downloaded data set: make preprocess DATASET=livecell DATA=data/livecell
-	$(CELLSEG) prepare $(DATASET) --root $(DATA) --out $(PREPARED)
+preprocess: setup ## Index a downloaded data set (of NeurIPS one published file is cut short): make preprocess DATASET=livecell
+	$(CELLSEG) prepare $(DATASET) --root $(DATA) --out $(PREPARED) $(if $(filter neurips,$(DATASET)),--clusters 4 --on-error skip)
 
 train: setup ## Train experiments/EXP.toml: make train EXP=real_teacher SEED=0
 	$(CELLSEG) train experiments/$(EXP).toml --seed $(SEED)

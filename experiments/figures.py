@@ -93,7 +93,8 @@ def draw_steps(results: Path) -> bool:
             label = STEPS[run] if seed == log.loc[log["run"] == run, "seed"].min() else None
             _line(axes, part, {"color": colour, "label": label, "linewidth": 1})
     axes[0].set(xlabel="step", ylabel="‖w − w⁰‖ / ‖w⁰‖")
-    axes[1].set(xlabel="step", ylabel="F1@.5 on labelled target images that decide nothing")
+    axes[1].set(xlabel="step", ylabel="F1@.5 on labelled target images")
+    axes[1].set_title("of images that decide nothing", fontsize=10)
     axes[0].legend(frameon=False, fontsize=7)
     _save(figure, results / "steps.png")
     return True

@@ -80,9 +80,9 @@ def sets(tmp_path, monkeypatch):
     part = root / "annotations/LIVECell_dataset_size_split/1_train4percent.json"
     cut(main / "livecell_coco_train.json", part, lambda name: name.startswith(("BV2_", "SKOV3_")))
     prepare_livecell(root, tmp_path / "data/prepared/livecell")
-    few = {"n_train": 5, "n_weak": 1, "n_tuning": 4, "n_test": 2, "n_unlabelled": 0}
+    few = {"n_train": 5, "n_weak": 1, "n_tuning": 7, "n_test": 2, "n_unlabelled": 0}
     write_synthetic_neurips(tmp_path / "data/neurips", size=(96, 128), slide=None, **few)
-    prepare_neurips(tmp_path / "data/neurips", tmp_path / "data/prepared/neurips")
+    prepare_neurips(tmp_path / "data/neurips", tmp_path / "data/prepared/neurips", clusters=4)
     return tmp_path
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -356,3 +358,19 @@ def test_a_run_that_was_not_made_says_what_the_table_says_of_it(tmp_path, runs):
         ["0.450", "—", "—"],
         ["not run: needs the full data set"] * 2 + ["—"],
     ]
+
+
+@pytest.mark.slow
+def test_every_committed_table_compiles_in_latex(tmp_path):
+    if shutil.which("pdflatex") is None:
+        pytest.skip("no pdflatex on this machine")
+    results = Path(__file__).parent.parent / "experiments" / "results"
+    names = sorted(results.glob("*.tex"))
+    assert names
+    head = "\\documentclass[a3paper,landscape]{article}\n\\usepackage[utf8]{inputenc}\n\\usepackage{booktabs}\n"
+    tables = "\n\\clearpage\n".join(path.read_text(encoding="utf-8") for path in names)
+    (tmp_path / "all.tex").write_text(f"{head}\\begin{{document}}\n{tables}\n\\end{{document}}\n", encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "all.pdf").stat().st_size > 10_000
