@@ -3,13 +3,15 @@
 Where nobody told it, the scale is taken at which what is found depends least on scale: shown too large cells fall
 to pieces, shown too small they melt together, differently at every scale, while at the right one the cells found
 are those found a little finer and a little coarser too. So the instances themselves tell, without labels and for
-every representation. Of a large image only a few parts that hold something are looked at.
+every representation. Of a large image only a few parts that hold something are looked at. An image whose cells are
+found again about as it is, is not shown at scales far from that; this gives up the finest of several good scales,
+which takes longest to segment.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
+from functools import cache
 
 import cv2
 import numpy as np
@@ -27,6 +29,8 @@ SAME_SCALE = 0.02
 
 ZOOMS = tuple(2.0 ** (step / 2) for step in range(-5, 5))
 """Zooms tried, a factor of √2 apart; the outer two only as neighbours."""
+NEAR, SURE = range(3, 6), 0.95
+"""Which of :data:`ZOOMS` but the outer two are tried first (1 and its neighbours), and the agreement that is enough."""
 DOUBT = 20
 """Cells that are taken to disagree between two zooms beside those that do, where many images choose together: without
 them a few blobs, each a clump of cells shown too coarse, agree more easily than a hundred cells. One image alone, which
@@ -115,11 +119,14 @@ def stable_zoom(
     -------
     float or None
         One of :data:`ZOOMS` but the outer two: the largest mean of the two F1 at IoU 0.5 against its neighbours,
-        the finer zoom where two are equal. None where no two neighbouring zooms agree on a single cell.
+        the finer zoom where two are equal; one of :data:`NEAR` if its mean is at least :data:`SURE`, unless others
+        have a say. None where no two neighbouring zooms agree on a single cell.
     """
+    if prior is None:
+        return _best(_stability(image, segment_at, doubt=0, enough=SURE))
     alone = _stability(image, segment_at, doubt=0)
-    if prior is None or not alone.any():
-        return _best(alone)
+    if not alone.any():
+        return None
     return _best(alone + 2 * (1 - alone.max()) * np.asarray(prior))  # who is sure alone asks no one
 
 
@@ -155,10 +162,29 @@ def stable_zooms(images: Iterable[Image], segment_at: Callable[[Image, float], L
     return [_best(one + together) for one in alone]
 
 
-def _stability(image: Image, segment_at: Callable[[Image, float], Labels], *, doubt: int) -> NDArray[np.float64]:
-    """Return the mean agreement with both neighbours, of each zoom of :data:`ZOOMS` but the outer two."""
-    pairs = [_agreement(image, coarse, fine, segment_at, doubt) for coarse, fine in pairwise(ZOOMS)]
-    return np.array([(below + above) / 2 for below, above in pairwise(pairs)])
+def _stability(
+    image: Image, segment_at: Callable[[Image, float], Labels], *, doubt: int, enough: float = np.inf
+) -> NDArray[np.float64]:
+    """Return the mean agreement with both neighbours, of each zoom of :data:`ZOOMS` but the outer two.
+
+    Where one of :data:`NEAR` has ``enough``, the others are not tried and have 0.
+    """
+    shown: dict[tuple[int, ...], Labels] = {}
+
+    def show(rows: slice, columns: slice, step: int) -> Labels:
+        key = rows.start, rows.stop, columns.start, columns.stop, step
+        if key not in shown:
+            shown[key] = segment_at(image[rows, columns], ZOOMS[step])
+        return shown[key]
+
+    pair = cache(lambda coarse: _agreement((image.shape[0], image.shape[1]), coarse, show, doubt))
+    stability = np.zeros(len(ZOOMS) - 2)
+    for steps in (NEAR, range(stability.size)):
+        for step in steps:
+            stability[step] = (pair(step) + pair(step + 1)) / 2
+        if stability.max() >= enough:
+            break
+    return stability
 
 
 def _best(stability: NDArray[np.float64]) -> float | None:
@@ -201,16 +227,16 @@ def _around(centre: tuple[int, int], length: int, shape: tuple[int, int]) -> Reg
     return Region(top, left, top + height, left + width)
 
 
-def _agreement(
-    image: Image, coarse: float, fine: float, segment_at: Callable[[Image, float], Labels], doubt: int
-) -> float:
-    """Return the F1 at IoU 0.5 between two zooms, as if ``doubt`` cells more were found at one of them only."""
-    rows, columns = (_middle(side, int(WINDOW / fine)) for side in image.shape[:2])
-    part = image[rows, columns]
-    if min(part.shape[:2]) * coarse < LEAST_SIDE:
+def _agreement(shape: tuple[int, int], coarse: int, show: Callable[[slice, slice, int], Labels], doubt: int) -> float:
+    """Return the F1 at IoU 0.5 between a step of zoom and the next, as if ``doubt`` cells more were found at one only.
+
+    ``show(rows, columns, step)`` segments a part of the image at ``ZOOMS[step]``.
+    """
+    rows, columns = (_middle(side, int(WINDOW / ZOOMS[coarse + 1])) for side in shape)
+    if min(rows.stop - rows.start, columns.stop - columns.start) * ZOOMS[coarse] < LEAST_SIDE:
         return 0.0
-    labels_fine = segment_at(part, fine)
-    labels_coarse = resize_labels(segment_at(part, coarse), (labels_fine.shape[0], labels_fine.shape[1]))
+    labels_fine = show(rows, columns, coarse + 1)
+    labels_coarse = resize_labels(show(rows, columns, coarse), (labels_fine.shape[0], labels_fine.shape[1]))
     found = match(labels_fine, labels_coarse, thresholds=(0.5,))[0]
     return 2 * found.tp / max(2 * found.tp + found.fp + found.fn + doubt, 1)
 

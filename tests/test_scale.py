@@ -108,3 +108,38 @@ def test_the_surer_an_image_is_alone_the_less_others_count(monkeypatch, own, oth
     monkeypatch.setattr("cellseg.scale._stability", lambda *arguments, **words: alone)
     found = stable_zoom(np.zeros((8, 8, 3), np.float32), None, list(prior))
     assert found == (None if chosen is None else CHOSEN[chosen])
+
+
+def counting(segment_at, asked):
+    def segment(image, zoom):
+        asked.append((image.shape[0], zoom))
+        return segment_at(image, zoom)
+
+    return segment
+
+
+def test_nothing_is_segmented_twice_and_each_part_at_two_zooms():
+    """240 px are shown whole up to zoom 2; at the last two pairs of zooms only their middle is."""
+    asked = []
+    found = stable_zoom(np.zeros((240, 240, 3), np.float32), counting(finds_from(ZOOMS[7], ZOOMS[9]), asked))
+    assert found == ZOOMS[8]
+    assert len(asked) == len(set(asked))
+    whole = [zoom for side, zoom in asked if side == 240]
+    assert sorted(whole) == sorted(ZOOMS[:8])
+    assert sorted(item for item in asked if item[0] < 240) == [
+        (128, ZOOMS[8]),
+        (128, ZOOMS[9]),
+        (181, ZOOMS[7]),
+        (181, ZOOMS[8]),
+    ]
+
+
+def test_an_image_that_is_sure_at_its_own_size_is_not_looked_at_further():
+    asked = []
+    image = np.zeros((240, 240, 3), np.float32)
+    segment_at = counting(finds_from(ZOOMS[4], ZOOMS[6]), asked)
+    assert stable_zoom(image, segment_at) == ZOOMS[5] == 1.0
+    assert {zoom for _, zoom in asked} == set(ZOOMS[3:8])
+    asked.clear()
+    assert stable_zoom(image, segment_at, prior=[0.0] * len(CHOSEN)) == 1.0  # others have a say: all are tried
+    assert {zoom for _, zoom in asked} == set(ZOOMS)
