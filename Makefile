@@ -140,8 +140,10 @@ bench-l2sp: setup ## What a penalty costs a training step: experiments/results/b
 bench-networks: setup ## Speed of every network: experiments/results/bench_networks.md
 	$(BIN)/python tests/bench/bench_networks.py
 
-bench-inference: setup bench-env ## Targets and decoders against their peers: experiments/results/bench_inference_decode.md
+bench-inference: setup bench-env ## Decoders, networks, whole images against their peers: experiments/results/bench_inference_*.md
 	$(BIN)/python tests/bench/bench_inference_decode.py
+	$(BIN)/python tests/bench/bench_inference_networks.py
+	$(BIN)/python tests/bench/bench_inference_end_to_end.py --shared $(SHARED) --resume
 
 bench-inference-slides: setup ## Segment slides of 5,000² and 20,000² with the shipped teacher: memory, time, ids
 	$(BIN)/python tests/bench/bench_inference_slides.py --model teacher
