@@ -140,7 +140,8 @@ class Segmenter:
     def segment_normalized(self, image: Image, diameter: float | None) -> Labels:
         """Segment a normalised image ``(H, W, 3)`` whose cells have the given diameter in pixels."""
         decoded = self._decode(image, diameter)[0]
-        return _consecutive(resize_labels(decoded, (image.shape[0], image.shape[1])))
+        labels = resize_labels(decoded, (image.shape[0], image.shape[1]))
+        return labels if labels is decoded else _consecutive(labels)
 
     def prepare(self, image: NDArray[Any], diameter: float | None, channel: int | None) -> tuple[Image, float]:
         """Normalise a raw image, and find its typical cell diameter where that is not given."""
