@@ -51,7 +51,8 @@ LEAST_FASTER, LEAST_F1 = 12.0, 0.10
 """How many times as fast as Cellpose, and how much above its F1 on the validation images, ours must be."""
 FIELDS = (
     "set", "image", "height", "width", "method", "status", "cpu_s", "wall_s", "f1_50", "cells", "cells_true",
-    "training_steps", "training_processor_minutes", "version", "threads", "load", "cpu", "revision", "date",
+    "training_steps", "training_processor_minutes", "training_revision", "version", "threads", "load", "cpu",
+    "revision", "date",
 )  # fmt: skip
 Row = dict[str, str]
 
@@ -164,7 +165,8 @@ def markdown(rows: list[Row]) -> str:
         "Raw image to cells, ours against Cellpose's own network, trainer and `eval`; both trained from scratch on the",
         "DSB2018 training images at their own scale, one thread each: "
         + "; ".join(
-            f"{name} {row['training_processor_minutes']} processor minutes, {row['training_steps']} steps of 8 images"
+            f"{name} {row['training_processor_minutes']} processor minutes, {row['training_steps']} steps of 8 images, "
+            f"at {row['training_revision']}"
             for name, row in trained.items()
         )
         + ".",
@@ -238,7 +240,7 @@ def run(arguments: argparse.Namespace) -> list[Row]:
         tool = row["method"].partition(",")[0]
         minutes = f"{trained[tool]['processor_minutes']:.1f}"
         row |= {"training_steps": str(trained[tool]["steps"]), "training_processor_minutes": minutes}
-        row["version"] = version[tool]
+        row |= {"training_revision": trained[tool]["revision"], "version": version[tool]}
     return [dict.fromkeys(FIELDS, "") | row | facts for row in rows]
 
 

@@ -21,6 +21,7 @@ from turns import FURTHER, THREADS
 from cellseg.config import Selection
 from cellseg.datasets.index import select
 from cellseg.files import write_text
+from cellseg.provenance import revision
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = ROOT / "experiments" / "real_teacher.toml"
@@ -31,7 +32,7 @@ SETTINGS = ("data.val=[]", "data.evaluate=[]", "data.diameter='none'", "train.wo
 
 
 def train_both(index: Path, folder: Path, minutes: float, peers: Path, *, resume: bool) -> dict[str, dict[str, Any]]:
-    """Train both and return facts about each: ``weights``, ``steps``, ``processor_minutes``.
+    """Train both and return facts about each: ``weights``, ``steps``, ``processor_minutes``, ``revision``.
 
     Parameters
     ----------
@@ -50,21 +51,22 @@ def train_both(index: Path, folder: Path, minutes: float, peers: Path, *, resume
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     theirs = folder / "cellpose"
-    process = None
+    process, plan = None, folder / "plan.json"
+    if not plan.is_file():
+        write_text(plan, json.dumps({"revision": revision()}))
     if not theirs.is_file():
         process = _start_cellpose(index, theirs, minutes, peers)
     try:
-        ours = _train_ours(index, folder, minutes)
+        ours = _train_ours(index, folder, minutes, plan)
     except BaseException:
         if process is not None:
             process.kill()
         raise
     if process is not None and process.wait():
         sys.exit(f"{theirs}: Cellpose's training ended with status {process.returncode}")
-    return {
-        "cellseg": ours,
-        "cellpose": json.loads(theirs.with_suffix(".json").read_text()) | {"weights": str(theirs)},
-    }
+    at = {"revision": json.loads(plan.read_text())["revision"]}
+    other = json.loads(theirs.with_suffix(".json").read_text()) | {"weights": str(theirs)}
+    return {"cellseg": ours | at, "cellpose": other | at}
 
 
 def _environment() -> dict[str, str]:
@@ -79,14 +81,14 @@ def _start_cellpose(index: Path, out: Path, minutes: float, peers: Path) -> subp
     return subprocess.Popen([peers, script, pairs, str(minutes), out], env=_environment())
 
 
-def _train_ours(index: Path, folder: Path, minutes: float) -> dict[str, Any]:
-    plan = folder / "plan.json"
-    if not plan.is_file():
+def _train_ours(index: Path, folder: Path, minutes: float, plan: Path) -> dict[str, Any]:
+    planned = json.loads(plan.read_text())
+    if "steps" not in planned:
         timed = _run(index, folder / "timed", TIMED)
         shutil.rmtree(folder / "timed")
-        steps = max(1, round(TIMED * minutes / timed["processor_minutes"]))
-        write_text(plan, json.dumps({"steps": steps}))
-    steps = json.loads(plan.read_text())["steps"]
+        planned["steps"] = max(1, round(TIMED * minutes / timed["processor_minutes"]))
+        write_text(plan, json.dumps(planned))
+    steps = planned["steps"]
     print(f"cellseg: {steps} steps", file=sys.stderr, flush=True)
     return _run(index, folder / "cellseg", steps) | {"weights": str(folder / "cellseg")}
 
