@@ -1,22 +1,23 @@
-"""Test the comparisons declared here, on the runs that are there, and write ``results/declared.*``.
+"""Test the comparisons declared here, on the runs that are archived, and write ``results/declared.*``.
 
 A comparison whose runs are not scored yet is "not run". Holm's adjustment counts all that were declared.
 """
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
+from archive import RESULTS, unpack
 
 from cellseg.core import CellsegError
 from cellseg.files import write_text
 from cellseg.metrics.scores import read_scores, write_scores
 from cellseg.metrics.statistics import compare, holm, score_matrix
 
-ROOT = Path(__file__).resolve().parent
-OUT = ROOT / "results" / "declared"
+OUT = RESULTS / "declared"
 
 
 class Comparison(NamedTuple):
@@ -71,7 +72,9 @@ COMPARISONS = (
 
 def main() -> None:
     """Write the table as CSV and Markdown."""
-    rows = [row_of(one) for one in COMPARISONS]
+    with tempfile.TemporaryDirectory() as folder:
+        unpack(RESULTS, Path(folder))
+        rows = [row_of(one, Path(folder)) for one in COMPARISONS]
     tested = [row for row in rows if row["p"] is not None]
     waiting = [1.0] * (len(rows) - len(tested))
     for row, adjusted in zip(tested, holm([*(row["p"] for row in tested), *waiting]), strict=False):
@@ -81,7 +84,7 @@ def main() -> None:
     print(OUT.with_suffix(".md").read_text(encoding="utf-8"))
 
 
-def row_of(one: Comparison) -> dict[str, Any]:
+def row_of(one: Comparison, runs: Path) -> dict[str, Any]:
     """Compare two runs over all their seeds by the paired bootstrap."""
     row: dict[str, Any] = {
         **one._asdict(),
@@ -93,7 +96,7 @@ def row_of(one: Comparison) -> dict[str, Any]:
     }
     row |= {"relative": None, "p": None, "p_holm": None}
     try:
-        first, second = (matrix(run, one.scores, one.metric) for run in (one.first, one.second))
+        first, second = (matrix(runs / run, one.scores, one.metric) for run in (one.first, one.second))
     except CellsegError:
         return row
     found = compare(first, second)
@@ -102,9 +105,9 @@ def row_of(one: Comparison) -> dict[str, Any]:
     return row | {"relative": first.mean() / second.mean() if second.mean() else None}
 
 
-def matrix(run: str, evaluation: str, metric: str) -> Any:
+def matrix(run: Path, evaluation: str, metric: str) -> Any:
     """Return the scores at IoU 0.5 of all seeds of a run; raises CellsegError where there are none."""
-    paths = sorted((ROOT / "runs" / run).glob(f"s*/scores/{evaluation}.csv"))
+    paths = sorted(run.glob(f"s*/scores/{evaluation}.csv"))
     return score_matrix([read_scores(path) for path in paths], metric, (0.5,))
 
 

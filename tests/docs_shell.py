@@ -109,6 +109,7 @@ def run(program, arguments):
             main()
         elif arguments and arguments[0] in SCRIPTS:
             sys.argv = arguments
+            sys.path.insert(0, os.path.dirname(os.path.abspath(arguments[0])))  # noqa: PTH100, PTH120 (a light start)
             runpy.run_path(sys.argv[0], run_name="__main__")
         status = 0
     except SystemExit as end:
