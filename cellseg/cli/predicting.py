@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @app.command()
 def predict(  # noqa: PLR0913 (options of a command line)
     images: Annotated[list[Path], typer.Argument(help="Image files, OME-Zarr, folders of these, or an index.csv.")],
-    out: Annotated[Path, typer.Option(help="Folder of the label images.")],
+    out: Annotated[Path, typer.Option(help="Folder of the label images.")] = Path("masks"),
     model: Annotated[str, typer.Option(help="Weights file or run folder.")] = "teacher",
     diameter: Annotated[float | None, typer.Option(help="Cell diameter in pixels; estimated by default.")] = None,
     channel: Annotated[int | None, typer.Option(help="Use this channel alone (from 0).")] = None,
