@@ -88,8 +88,9 @@ def _sweep(folder: Path) -> None:
     if folder in _swept:
         return
     _swept.add(folder)
-    for path in folder.iterdir():
-        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+    with suppress(OSError):  # a folder that may be written and not listed
+        left = [path for path in folder.iterdir() if _TEMPORARY.fullmatch(path.name) and path.is_file()]
+        for path in left:
             with suppress(OSError), path.open("ab") as handle:
                 if _lock(handle):
                     path.unlink()

@@ -128,8 +128,7 @@ def write_label_zarr(group: str | Path, labels: LabelRows, image: str | Path, wo
         levels = _write_levels(folder, labels, version)
         said = _multiscale(levels, scale, unit) | {"image-label": source}
         _describe(folder, version, said, {"cellseg": labels.note})
-    with writing(final):
-        if not is_zarr(group):
+        if not is_zarr(group):  # all of it before the labels: where these are, everything is
             _describe(group, version, {})
         _describe(group / "labels", version, {"labels": _names(group / "labels")})
     return final
@@ -212,6 +211,8 @@ def _describe(folder: Path, version: Version, said: dict[str, Any], beside: dict
     """Write NGFF metadata, and attributes of our own, to a Zarr group, which is made where there is none."""
     import zarr
 
+    for left in folder.glob(f"*.{'?' * 32}.partial"):  # by a process that was killed while it wrote what follows
+        left.unlink()
     group = zarr.open_group(folder, mode="a", zarr_format=version)
     if version == 2:
         for part in (*said.get("multiscales", ()), *(said[key] for key in ("image-label",) if key in said)):

@@ -112,3 +112,27 @@ def test_a_failure_leaves_what_was_there(tmp_path, kind):
         write(LabelRows(bands(), (600, 40), 7))
     path = tmp_path / "a.tif" if kind == "tif" else tmp_path / "a.zarr" / "labels" / "cells"
     assert np.array_equal(read_labels(path) if kind == "tif" else read_slide(path), old)
+
+
+def test_who_is_killed_before_the_last_step_has_finished_nothing_and_leaves_nothing(tmp_path, monkeypatch):
+    group, final = tmp_path / "a.zarr", tmp_path / "a.zarr" / "labels" / "cells"
+    rows = rows_of(labels_of(9, 8, 3), "a note")
+    move = type(tmp_path).replace
+
+    def die(path, target):
+        if target == final:
+            raise KeyboardInterrupt
+        return move(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tmp_path), "replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            write_label_zarr(group, rows, tmp_path / "a.tif", tmp_path / "work")
+    assert read_note(final) == ""
+    assert {path.name for path in group.iterdir()} == {"zarr.json", "labels"}
+    (group / f"zarr.{'0' * 32}.partial").write_text("half")
+    (group / "zarr.json").unlink()
+    write_label_zarr(group, rows_of(labels_of(9, 8, 3), "a note"), tmp_path / "a.tif", tmp_path / "work")
+    assert sorted(path.name for path in group.iterdir()) == ["labels", "zarr.json"]
+    assert sorted(path.name for path in final.parent.iterdir()) == ["cells", "zarr.json"]
+    assert np.array_equal(read_slide(final), labels_of(9, 8, 3))
