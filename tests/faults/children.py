@@ -238,7 +238,8 @@ class _Events:
             if not where.startswith(self.folder):
                 return
             self.count += 1
-            os.write(self.noted, b"%s %s\n" % (name.encode(), where[len(self.folder) :]))
+            with suppress(OSError):  # a limit on the size of files is one on the notes as well
+                os.write(self.noted, b"%s %s\n" % (name.encode(), where[len(self.folder) :]))
             if self.count == self.fault.event and self.fault.kind in ("kill", "torn"):
                 if self.fault.kind == "torn":
                     _tear(name, where)
