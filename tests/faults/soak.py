@@ -147,30 +147,50 @@ def how_far(place: Path) -> int:
 
 def soak(root: Path, seconds: float, looks: int) -> tuple[list[Sample], int]:
     """Run both commands, look at them so many times, interrupt them; also return how many processes stayed behind."""
-    samples: list[Sample] = []
     began = time.monotonic()
     running = {}
     for name, (words, _) in commands(root).items():
-        log = (root / f"{name}.log").open("w")
         program = [sys.executable, "-m", "cellseg.cli", *words]
-        running[name] = subprocess.Popen(program, stdout=log, stderr=log, cwd=children.REPOSITORY)
+        with (root / f"{name}.log").open("w") as log:
+            running[name] = subprocess.Popen(
+                program, stdout=log, stderr=log, cwd=children.REPOSITORY, preexec_fn=_hear_interrupts
+            )
+    try:
+        samples, pids = _watch(running, root, (began, seconds, looks))
+        for process in running.values():
+            process.send_signal(signal.SIGINT)
+        for name, process in running.items():
+            process.wait(300)
+            print(f"{name}: {_text(root / f'{name}.log').strip().splitlines()[-1:]}")
+    finally:
+        for process in running.values():
+            process.kill()
+            process.wait()
+    time.sleep(1)
+    return samples, sum(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def _hear_interrupts() -> None:
+    """Undo what a shell does to programs in its background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _watch(
+    running: dict[str, subprocess.Popen[bytes]], root: Path, when: tuple[float, float, int]
+) -> tuple[list[Sample], set[int]]:
+    """Look at the commands as often as asked; also return all processes that were ever seen."""
+    began, seconds, looks = when
+    samples: list[Sample] = []
     pids: set[int] = set()
     for number in range(looks):
         time.sleep(max(0.0, began + (number + 1) * seconds / looks - time.monotonic()))
         for name, process in running.items():
+            said = _text(root / f"{name}.log")
             if process.poll() is not None:
-                raise SystemExit(
-                    f"{name} ended too early, status {process.returncode}: {_text(root / f'{name}.log')[-2000:]}"
-                )
+                raise SystemExit(f"{name} ended too early, status {process.returncode}: {said[-2000:]}")
             samples.append(look(name, process.pid, began, how_far(commands(root)[name][1])))
             pids.update(family(process.pid))
-    for process in running.values():
-        process.send_signal(signal.SIGINT)
-    for name, process in running.items():
-        process.wait(120)
-        print(f"{name}: {_text(root / f'{name}.log').strip().splitlines()[-1:]}")
-    time.sleep(1)
-    return samples, sum(Path(f"/proc/{pid}").exists() for pid in pids)
+    return samples, pids
 
 
 def summarise(samples: Sequence[Sample], left: int) -> tuple[str, bool]:
