@@ -85,7 +85,7 @@ def _local(workers: int) -> Iterator[Client]:
             threads_per_worker=1,
             processes=True,
             host="127.0.0.1",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             memory_limit=0,  # a block bounds its memory itself; Dask would count the page cache and stop
             local_directory=scratch,
             silence_logs=logging.CRITICAL,

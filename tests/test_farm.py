@@ -1,5 +1,6 @@
 """Images on many workers: the results of one process, whatever becomes of the workers."""
 
+import json
 import os
 import signal
 import threading
@@ -27,7 +28,7 @@ from cellseg.farm_tasks import Recipe
 from cellseg.farm_tasks import segmenter_of as loaded
 from cellseg.images import read_labels
 from cellseg.models.build import build_model
-from cellseg.orders import Told, Wish, orders_of
+from cellseg.orders import Interrupted, Told, Wish, orders_of
 from cellseg.predict import load
 from cellseg.predict_images import predict_images
 from cellseg.windows import write_tiled
@@ -38,11 +39,13 @@ distributed = pytest.importorskip("distributed", reason="Dask is not installed: 
 @pytest.fixture(scope="module")
 def here():
     """A cluster of two workers that are threads of this process, so that what is patched here is patched there."""
-    cluster = distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None, memory_limit=0
-    )
-    with cluster, distributed.Client(cluster) as client:
+    with threads() as cluster, distributed.Client(cluster) as client:
         yield client
+
+
+def threads():
+    options = {"processes": False, "protocol": "tcp", "dashboard_address": "127.0.0.1:0", "memory_limit": 0}
+    return distributed.LocalCluster(n_workers=2, threads_per_worker=1, **options)
 
 
 @pytest.fixture
@@ -270,6 +273,32 @@ def test_a_cluster_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(CellsegError, match=r"need Dask, which is not installed: pip install 'cellseg\[dask\]'"):
         connect(2, None).__enter__()
+
+
+def test_a_cluster_that_runs_is_joined_by_its_address_or_file(here, recipe, tmp_path):
+    small(tmp_path / "b.tif")
+    (tmp_path / "s.json").write_text(json.dumps({"address": here.scheduler.address}))
+    for where in (here.scheduler.address, str(tmp_path / "s.json")):
+        with connect(None, where) as client:
+            assert client is not here
+            assert set(predict(client, recipe, [tmp_path / "b.tif"], tmp_path / "out")) == {"b"}
+    assert len(here.nthreads()) == 2  # it goes on
+
+
+def test_a_scheduler_that_is_lost_stops_the_work_and_says_so(recipe, slide, tmp_path, monkeypatch):
+    collect, cluster = farm._Farm.collect, threads()
+
+    def lost(self):
+        if len(finished_in(tmp_path / "out" / "a.blocks")) >= 2:
+            cluster.close()
+        yield from collect(self)
+
+    monkeypatch.setattr(farm._Farm, "collect", lost)
+    failed = []
+    with cluster, distributed.Client(cluster, timeout=1) as client, pytest.raises(Interrupted) as told:
+        predict(client, recipe, [slide], tmp_path / "out", failed=failed.append)
+    assert str(told.value).startswith("the Dask scheduler is gone, what was finished is kept")
+    assert failed == []  # it is not the image's fault
 
 
 def test_threads_are_shared_out(monkeypatch):
