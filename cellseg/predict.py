@@ -345,7 +345,7 @@ def load(model: str | Path, *, device: str | torch.device = "auto", settings: Pr
     network, config, about = load_weights(model)
     target = pick_device(device) if isinstance(device, str) else device
     if target.type == "cuda":  # the layout of what it is shown; on a CPU that was measured to gain nothing
-        network = network.to(memory_format=torch.channels_last)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network = network.to(target)
     return Segmenter(network, config, settings or PredictConfig(), target, about)
 
