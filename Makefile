@@ -64,6 +64,7 @@ eval: setup ## Predict and score the evaluation sets of a run
 tables: setup ## Keep what the runs that are there measured, and render every table from what is kept
 	$(BIN)/python experiments/archive.py
 	$(BIN)/python experiments/declared.py
+	$(BIN)/python experiments/never_worse.py
 	$(BIN)/python experiments/oracle.py --shared $(SHARED)
 
 figures: setup ## Draw the figures of the experiments from the committed CSVs

@@ -1,69 +1,76 @@
-"""List what every adapted run gained or lost in target AP@.5 against its own start, in ``results/never_worse.*``.
+"""List what every run of the adaptation tables gained or lost in target AP@.5 against its start.
 
-All seeds of all run files of this folder that adapt with images without labels and are scored; the worst comes first.
+Written to ``results/never_worse.*`` from what is archived, the worst first. A table takes part if a column of it is the
+ratio of the target's AP to that of a row: the start.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from archive import RESULTS, TABLES, unpack
 
-from cellseg.core import CellsegError
 from cellseg.files import write_text
 from cellseg.metrics.scores import read_scores, write_scores
 from cellseg.metrics.statistics import score_matrix
+from cellseg.tables import Row, read_table
 
-ROOT = Path(__file__).resolve().parent
-OUT = ROOT / "results" / "never_worse"
+OUT = RESULTS / "never_worse"
+COLUMNS = ["table", "run", "seed", "images", "before", "after", "change", "chosen_step"]
 
 
 def main() -> None:
-    """Write the table as CSV and Markdown."""
-    frame = pd.DataFrame(list(rows()), columns=["run", "seed", "images", "before", "after", "change", "chosen_step"])
-    frame = frame.sort_values("change", kind="stable")
+    """Write the list as CSV and Markdown."""
+    with tempfile.TemporaryDirectory() as folder:
+        unpack(RESULTS, Path(folder))
+        found = [row for table in sorted(TABLES.glob("*.toml")) for row in changes(table, Path(folder))]
+    frame = pd.DataFrame(found, columns=COLUMNS).sort_values("change", kind="stable")
     write_scores(frame, OUT.with_suffix(".csv"))
     write_text(OUT.with_suffix(".md"), "\n".join(lines_of(frame)) + "\n")
     print(OUT.with_suffix(".md").read_text(encoding="utf-8"))
 
 
-def rows() -> Iterator[dict[str, Any]]:
-    """Yield a row for each scored run that learned from images without labels."""
-    for folder in sorted(path.parent for path in ROOT.glob("runs/*/s*/summary.json")):
-        run = folder.parent.name
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        init = config["train"]["init"]
-        if not (ROOT / f"{run}.toml").exists() or not config["data"]["unlabelled"] or init is None:
-            continue
-        try:
-            after, before = mean_ap(folder), mean_ap(ROOT.parent / init)
-        except CellsegError:
-            continue  # not scored
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        row = {"run": run, "seed": int(folder.name[1:]), "images": after[1], "before": before[0], "after": after[0]}
-        yield row | {"change": after[0] - before[0], "chosen_step": summary["chosen_step"]}
+def changes(table: Path, runs: Path) -> Iterator[dict[str, Any]]:
+    """Yield a row for each seed of each scored run of a table."""
+    config = read_table(table)
+    starts = {column.ratio_to for column in config.column if column.scores == "target" and column.metric == "ap"}
+    for start in (row for row in config.row if row.name in starts - {None}):
+        before = [value for value, _ in (mean_ap(folder) for folder in folders_of(start, runs))]
+        for row in config.row if before else ():
+            for folder in folders_of(row, runs) if row.name != start.name else ():
+                after, images = mean_ap(folder)
+                change = after - sum(before) / len(before)
+                step = json.loads((folder / "summary.json").read_text(encoding="utf-8")).get("chosen_step")
+                names = {"table": table.stem, "run": row.run, "seed": int(folder.name[1:]), "images": images}
+                yield names | {"before": after - change, "after": after, "change": change, "chosen_step": step}
+
+
+def folders_of(row: Row, runs: Path) -> list[Path]:
+    """Return the scored folders of a row, those of its start where it shows that."""
+    folders = sorted((runs / row.run).glob("s*/start" if row.start else "s*"))
+    return [folder for folder in folders if (folder / "scores" / "target.csv").exists()]
 
 
 def mean_ap(folder: Path) -> tuple[float, int]:
-    """Return the mean AP@.5 of a run on its target and the number of images."""
+    """Return the mean AP@.5 on the target and the number of images."""
     scores = score_matrix([read_scores(folder / "scores" / "target.csv")], "ap", (0.5,))
     return float(scores.mean()), scores.shape[1]
 
 
 def lines_of(frame: pd.DataFrame) -> list[str]:
-    """Return the table as lines of Markdown."""
+    """Return the list as lines of Markdown."""
     lines = ["# What each run gained or lost against its start: target AP@.5", ""]
-    lines += [
-        "| run | seed | images | before | after | change | chosen step |",
-        "| --- | --: | --: | --: | --: | --: | --: |",
-    ]
+    lines += ["| table | run | seed | images | before | after | change | chosen step |"]
+    lines += ["| --- | --- | --: | --: | --: | --: | --: | --: |"]
     for row in frame.itertuples():
         lines.append(
-            f"| {row.run} | {row.seed} | {row.images} | {row.before:.3f} | {row.after:.3f} | {row.change:+.3f} "
-            f"| {row.chosen_step} |"
+            f"| {row.table} | {row.run} | {row.seed} | {row.images} | {row.before:.3f} | {row.after:.3f} "
+            f"| {row.change:+.3f} | {row.chosen_step} |"
         )
     return lines
 
