@@ -25,6 +25,10 @@ _swept: set[Path] = set()
 """Folders in which this process has looked for what killed ones left."""
 
 
+class CannotWrite(CellsegError):
+    """A file cannot be written: nothing is wrong with what was read, and the next file will fail as well."""
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; flush and rename it there when the block succeeds.
@@ -41,7 +45,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     Raises
     ------
-    CellsegError
+    CannotWrite
         If the folder cannot be written (read-only, disk full), with the old file intact.
     """
     final = Path(path)
@@ -63,11 +67,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(final: str | Path) -> Iterator[None]:
-    """Turn what the system says of a file that cannot be written into a CellsegError that names it."""
+    """Turn what the system says of a file that cannot be written into a CannotWrite that names it."""
     try:
         yield
     except OSError as error:
-        raise CellsegError(
+        raise CannotWrite(
             f"{final}: cannot be written ({error.strerror or error}); is the disk full or read-only?"
         ) from error
 

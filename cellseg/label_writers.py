@@ -128,7 +128,7 @@ def write_label_zarr(group: str | Path, labels: LabelRows, image: str | Path, wo
         levels = _write_levels(folder, labels, version)
         said = _multiscale(levels, scale, unit) | {"image-label": source}
         _describe(folder, version, said, {"cellseg": labels.note})
-        if not is_zarr(group):  # all of it before the labels: where these are, everything is
+        if not _is_described(group):  # all of it before the labels: where these are, everything is
             _describe(group, version, {})
         _describe(group / "labels", version, {"labels": _names(group / "labels")})
     return final
@@ -205,6 +205,16 @@ def _names(labels: Path) -> list[str]:
     attributes: dict[str, Any] = dict(zarr.open_group(labels, mode="r").attrs) if is_zarr(labels) else {}
     known = (attributes.get("ome") or attributes).get("labels", [])
     return [*(name for name in known if name != NAME), NAME]
+
+
+def _is_described(group: Path) -> bool:
+    """Whether a folder is Zarr already, and no group that a killed process had no time to say anything of."""
+    import zarr
+
+    if not is_zarr(group):
+        return False
+    found = zarr.open(group, mode="r")
+    return not isinstance(found, zarr.Group) or bool(dict(found.attrs))
 
 
 def _describe(folder: Path, version: Version, said: dict[str, Any], beside: dict[str, Any] | None = None) -> None:

@@ -131,8 +131,9 @@ def test_who_is_killed_before_the_last_step_has_finished_nothing_and_leaves_noth
     assert read_note(final) == ""
     assert {path.name for path in group.iterdir()} == {"zarr.json", "labels"}
     (group / f"zarr.{'0' * 32}.partial").write_text("half")
-    (group / "zarr.json").unlink()
+    (group / "zarr.json").write_text('{"attributes": {}, "zarr_format": 3, "node_type": "group"}')  # said nothing yet
     write_label_zarr(group, rows_of(labels_of(9, 8, 3), "a note"), tmp_path / "a.tif", tmp_path / "work")
     assert sorted(path.name for path in group.iterdir()) == ["labels", "zarr.json"]
+    assert json.loads((group / "zarr.json").read_text())["attributes"] == {"ome": {"version": "0.5"}}
     assert sorted(path.name for path in final.parent.iterdir()) == ["cells", "zarr.json"]
     assert np.array_equal(read_slide(final), labels_of(9, 8, 3))

@@ -140,6 +140,13 @@ def test_predict_stops_where_it_is_told_to(images, tmp_path):
     assert [path.name for path in (tmp_path / "out").glob("*.tif")] == ["a.tif"]
 
 
+def test_predict_stops_where_results_cannot_be_written_whatever_it_is_told(images, tmp_path):
+    (tmp_path / "out").write_text("a file where a folder should be")
+    done = predict(images, "--on-error", "skip")
+    assert isinstance(done.exception, CellsegError) and "cannot be written" in str(done.exception)
+    assert "left out" not in done.stderr
+
+
 def test_predict_of_nothing_usable_writes_no_table(images, tmp_path):
     for name in ("a.tif", "c.tif"):
         (images / name).unlink()

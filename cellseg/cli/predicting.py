@@ -13,6 +13,7 @@ import typer
 from cellseg.cli.app import Device, app, say
 from cellseg.cli.outputs import Formats, Measure, wanted
 from cellseg.core import CellsegError
+from cellseg.files import CannotWrite
 
 if TYPE_CHECKING:
     from cellseg.config import PredictConfig
@@ -103,8 +104,8 @@ class LeftOut:
     count: int = 0
 
     def __call__(self, error: CellsegError) -> None:
-        """Take what is wrong with an image."""
-        if self.stop:
+        """Take what is wrong with an image; where results cannot be written, nothing is, and the work ends."""
+        if self.stop or isinstance(error, CannotWrite) or isinstance(error.__cause__, CannotWrite):
             raise error
         self.count += 1
         say(f"left out: {' '.join(str(error).split())}")
