@@ -151,7 +151,8 @@ def markdown(rows: list[Row]) -> str:
     lines = [
         "Targets made of labels, and labels decoded from what a perfect network would answer: processor time of a call",
         f"in ms (the least of alternating calls), with {facts['threads']} thread(s) a process, and how many times as",
-        f"fast as Cellpose that is; what takes more than {SLOW_S:g} s is called once. *checked*: cells whose flow does not fit are dropped, as Cellpose does by default.",
+        f"fast as Cellpose that is; what takes more than {SLOW_S:g} s is called once.",
+        "*checked*: cells whose flow does not fit are dropped, as Cellpose does by default.",
         "F1 of the labels decoded at an IoU of 0.5 and 0.9; the smallest cell has 10 pixels for Cellpose as for ours.",
         "InstanSeg's learned pixel classifier is set by hand.",
         f"The machine ({facts['cpu']}) was shared: load {min(loads(rows)):g} to {max(loads(rows)):g}. Made by",
