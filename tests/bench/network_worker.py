@@ -25,7 +25,10 @@ NETWORKS: dict[str, dict] = {
 
 
 def pixels(state: dict, channels: int) -> np.ndarray:
-    return np.random.default_rng(0).random((*state["shape"], channels), np.float32)
+    """Return the image, made once: outside the clock, as every part is called once before it is timed."""
+    if "pixels" not in state:
+        state["pixels"] = np.random.default_rng(0).random((*state["shape"], channels), np.float32)
+    return state["pixels"]
 
 
 def megabytes(name: str) -> float:
@@ -59,9 +62,10 @@ def ours(name: str) -> Callable[[dict], Parts]:
         segmenter = Segmenter(build_model(config).eval(), config, PredictConfig(), torch.device("cpu"), {})
 
         def whole() -> None:
-            x = torch.from_numpy(pixels(state, 3)).permute(2, 0, 1)[None]
+            given = torch.from_numpy(pixels(state, 3)).permute(2, 0, 1)[None]
+            x = torch.empty(given.shape, memory_format=torch.channels_last).copy_(given)
             with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-                segmenter.model(x.contiguous(memory_format=torch.channels_last))
+                segmenter.model(x)
 
         def predicted() -> None:
             segmenter.maps(pixels(state, 3))
