@@ -31,6 +31,9 @@ class AdaptConfig(BaseModel):
     """``pseudo``, ``mixed``: share of the views in which a cell must be found again to be learned."""
     background: float = Field(0.05, ge=0, le=0.5)
     """``pseudo``: pixels with a mean foreground probability below this are learned as background."""
+    rim: int = Field(2, ge=0)
+    """``mixed``: so many pixels inside the outline of a cell, at the network's scale, are left to the maps. Learned as
+    cell beside pixels that only the maps know, they make cells grow from round to round."""
     consistency_weight: float = Field(1.0, ge=0)
     """``consistency``: its weight in the loss, after ``ramp_steps`` updates; ``mixed``: weight of the other pixels."""
     ramp_steps: int = Field(200, ge=0)

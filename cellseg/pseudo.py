@@ -17,8 +17,10 @@ from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
+from skimage.segmentation import find_boundaries
 
 from cellseg.adapt_config import AdaptConfig
 from cellseg.config import ModelConfig
@@ -48,7 +50,8 @@ class PseudoLabels:
     labels : int32 (H, W)
         The cells kept, at the size of the image.
     known : bool (H, W)
-        The cells kept, a thin ring around each, and what is surely background; False where nothing is said.
+        What is surely background, and the cells kept: with a thin ring around each or, where maps say where a cell
+        ends, without its rim. False where nothing is said.
     diameter : float
         Cell diameter in pixels at which the image was shown.
     kept, seen : int
@@ -119,7 +122,8 @@ def make_labels(
     surely_none = views.foreground < settings.background
     if settings.method == "pseudo":  # where maps are learned too, they say where a cell ends
         surely_none |= near_cells(labels)
-    known = (labels > 0) | (surely_none & (views.labels == 0))
+    cells = labels > 0 if settings.method == "pseudo" else _without_rim(labels, settings.rim)
+    known = cells | (surely_none & (views.labels == 0))
     shape = (image.shape[0], image.shape[1])
     return PseudoLabels(
         resize_labels(labels, shape),
@@ -128,6 +132,15 @@ def make_labels(
         int(kept.sum()),
         len(kept),
     )
+
+
+def _without_rim(labels: Labels, width: int) -> NDArray[np.bool_]:
+    """Return where cells are but for so many pixels along their outlines."""
+    if width == 0:
+        return labels > 0
+    edge = find_boundaries(labels, mode="inner").astype(np.uint8)
+    rim = np.asarray(cv2.dilate(edge, np.ones((2 * width - 1, 2 * width - 1), np.uint8)), np.bool_)
+    return (labels > 0) & ~rim
 
 
 def find_diameters(

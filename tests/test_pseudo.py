@@ -12,7 +12,7 @@ from cellseg.pseudo import make_labels, prepare_labelled, read_round, write_roun
 
 def test_every_cell_of_a_steady_network_is_kept_and_every_pixel_known():
     labels = four_disks()
-    made = make_labels(segmenter(Reader()), image_of(labels), AdaptConfig(), 24.0)
+    made = make_labels(segmenter(Reader()), image_of(labels), AdaptConfig(rim=0), 24.0)
     assert (made.kept, made.seen, made.diameter) == (4, 4, 24.0)
     assert np.array_equal(made.labels > 0, labels > 0)
     assert made.known.all()
@@ -20,7 +20,7 @@ def test_every_cell_of_a_steady_network_is_kept_and_every_pixel_known():
 
 def test_a_cell_that_most_views_miss_is_left_open():
     labels = four_disks()
-    made = make_labels(segmenter(Fickle()), image_of(labels), AdaptConfig(), 24.0)
+    made = make_labels(segmenter(Fickle()), image_of(labels), AdaptConfig(rim=0), 24.0)
     # The first disk is missed by one flip and by both scales (3 of 6 views find it), the others by one flip (5 of 6).
     assert (made.kept, made.seen) == (3, 4)
     assert sorted(np.unique(made.labels)) == [0, 1, 2, 3]
@@ -56,7 +56,10 @@ def test_just_outside_a_kept_cell_is_background_however_unsure_the_network():
     outside = ndimage.distance_transform_edt(labels == 0)
     assert np.array_equal(made.known, outside <= 3)
     mixed = make_labels(segmenter(Reader()), image, AdaptConfig(method="mixed"), 24.0)
-    assert np.array_equal(mixed.known, labels > 0)  # the teacher's maps say where a cell ends
+    rim = ndimage.binary_dilation(ndimage.distance_transform_edt(labels > 0) == 1, np.ones((3, 3)))
+    assert np.array_equal(mixed.known, (labels > 0) & ~rim)  # the teacher's maps say where a cell ends
+    whole = make_labels(segmenter(Reader()), image, AdaptConfig(method="mixed", rim=0), 24.0)
+    assert np.array_equal(whole.known, labels > 0)
     assert np.array_equal(made.labels > 0, labels > 0)
 
 
@@ -92,7 +95,7 @@ def records(tmp_path):
 
 def test_a_round_is_written_and_read_back(records, tmp_path):
     teacher = segmenter(Saturated())
-    write_round(tmp_path / "round-0", teacher, records, AdaptConfig(diameter="index"))
+    write_round(tmp_path / "round-0", teacher, records, AdaptConfig(diameter="index", rim=0))
     rows = read_round(tmp_path / "round-0", records)
     assert [row.name for row in rows] == ["a-0", "a-1"]
     assert {(row.diameter, row.kept, row.seen, row.known) for row in rows} == {(24.0, 4, 4, 1.0)}
