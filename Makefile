@@ -111,7 +111,8 @@ adaptation: setup ## The adaptation cases on the small real samples, three seeds
 	    $(CELLSEG) adapt experiments/$$run.toml --seed $$seed --resume; \
 	  done; \
 	done; \
-	for run in livecell_pseudo livecell_held livecell_alone seen_selfadapt stained_selfadapt; do \
+	for run in livecell_pseudo livecell_hard livecell_held livecell_wise livecell_alone \
+	    seen_selfadapt seen_hard seen_wise stained_selfadapt stained_hard known; do \
 	  $(CELLSEG) adapt experiments/$$run.toml --resume; \
 	done
 
