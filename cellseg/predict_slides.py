@@ -191,6 +191,7 @@ def predict_slide(segmenter: Segmenter, job: Job, target: str | Path, image: str
         todo, total = job.unfinished(), len(job.plan.blocks())
         for block in track(todo, f"{job.name}: blocks", total=total, done=total - len(todo)):
             run_block(segmenter, job, block)
+        segmenter.kept.forget()  # no other image asks for its windows
         return finish_job(job, target, image)
 
 

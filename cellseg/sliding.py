@@ -65,10 +65,21 @@ class Kept:
 
     def put(self, key: Any, maps: torch.Tensor) -> None:
         """Keep maps that use no memory of other maps."""
+        if key in self._maps:
+            self._bytes -= self._maps.pop(key).nbytes
         self._maps[key] = maps
         self._bytes += maps.nbytes
         while self._bytes > self._limit:
             self._bytes -= self._maps.popitem(last=False)[1].nbytes
+
+    def forget(self) -> None:
+        """Keep nothing any more."""
+        self._maps.clear()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        """Return the number of windows that are kept."""
+        return len(self._maps)
 
 
 def blend(

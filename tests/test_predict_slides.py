@@ -381,6 +381,15 @@ def test_the_command_cuts_slides_and_writes_zarr(tmp_path):
     assert len((tmp_path / "out" / "b.scores.csv").read_text().splitlines()) == labels[0].max() + 1
 
 
+def test_the_windows_of_a_finished_slide_are_not_kept(slide, tmp_path):
+    one = segmenter_of()
+    job = start_job(one, slide, tmp_path / "b.tif", Wish(**WISH))
+    run_block(one, job, job.unfinished()[0])
+    assert len(one.kept) > 0
+    predict_slide(one, job, tmp_path / "b.tif", slide)
+    assert len(one.kept) == 0
+
+
 def test_predict_slide_runs_only_what_is_left(slide, tmp_path):
     one = segmenter_of()
     job = start_job(one, slide, tmp_path / "b.tif", Wish(**WISH))

@@ -81,7 +81,7 @@ def try_command(work: Work, root: Path, seed: int) -> Tried:
     whole = undisturbed(work, into, root / work.name)
     again = command(*words_of(f"{work.words} {work.resumed}", into=into))
     before = root / f"{work.name} before"
-    if work.resumed:
+    if work.goes_on:
         before.mkdir()
         run(command(*words_of(work.words, into=into)), before, Fault("kill", len(whole.events) * 2 // 3))
     else:
@@ -125,7 +125,7 @@ def _judge(work: Work, whole: Path, name: str, ended: Ended, found: Tried) -> No
         found.wrong += [f"read-only, but {text}" for text in changed]
     left = [text for text in changed if text.startswith("left behind: ") and ".tmp" in text]
     found.wrong += [f"{name}: {text}" for text in left]
-    if not work.resumed:  # what is there is old or new, which are the same, and whole
+    if not work.goes_on:  # what is there is old or new, which are the same, and whole
         harm = [text for text in ask(lambda: differences(whole, folder), folder) if not text.startswith("missing: ")]
         found.wrong += [f"{name}: {text}" for text in harm]
 

@@ -38,6 +38,11 @@ class Work:
     resumed: str = ""
     needs_teacher: bool = False
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether it goes on where it was killed, and is left alone where it was finished."""
+        return bool(self.resumed) or "--block" in self.words
+
 
 _ADAPT = "--set train.crop_size=32 --set train.batch_size=1 --set adapt.batch_size=1 --set train.save_every=2 "
 
