@@ -36,6 +36,15 @@ from cellseg.windows import write_tiled
 distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install 'cellseg[dask]'")
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """What a network finds depends in its last bits on the number of threads, which each thread has of its own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def here():
     """A cluster of two workers that are threads of this process, so that what is patched here is patched there."""
@@ -320,6 +329,7 @@ def test_the_command_hands_its_work_to_a_cluster(here, weights, tmp_path, monkey
     write_tiled(tmp_path / "a.tif", image)
     (tmp_path / "bad.tif").write_bytes(b"no image")
     monkeypatch.setattr("cellseg.cluster.connect", lambda workers, scheduler: nullcontext(here))
+    monkeypatch.setattr("cellseg.cluster.threads_each", lambda workers: 1)
     monkeypatch.chdir(tmp_path)
     options = ["--model", str(weights), "--diameter", "24", "--block", "80", "--device", "cpu", "--format", "geojson"]
     arguments = ["predict", "a.tif", "bad.tif", *options, "--measure", "cells.csv"]
