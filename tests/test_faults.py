@@ -48,6 +48,20 @@ def test_what_nobody_put_into_words_is_still_one_line(monkeypatch, capsys):
     ]
 
 
+def test_ctrl_c_says_that_one_may_go_on(monkeypatch, capsys):
+    from cellseg import cli, predict
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "pick_device", interrupt)
+    monkeypatch.setattr(sys, "argv", ["cellseg", "info"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "error: interrupted; what was saved is kept, go on with --resume\n"
+
+
 def write(root, **files):
     for name, text in files.items():
         (root / "out").mkdir(parents=True, exist_ok=True)

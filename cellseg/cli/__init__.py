@@ -14,6 +14,9 @@ from cellseg.cli import data, label_free, predicting, scoring, training, weights
 from cellseg.cli.app import app, fail, say
 from cellseg.core import CellsegError
 
+_CTRL_C = 130
+_INTERRUPTED = "interrupted; what was saved is kept, go on with --resume"
+
 
 def main() -> None:
     """Run the command line; turn expected failures into one line and exit status 1."""
@@ -33,4 +36,8 @@ def main() -> None:
         where = f"{error.filename}: " if error.filename is not None else ""
         fail(f"{where}{error.strerror or error}; is the disk full or read-only, or the file not yours?")
     except KeyboardInterrupt:
-        fail("interrupted; what was saved is kept, go on with --resume")
+        fail(_INTERRUPTED)
+    except SystemExit as ended:
+        if ended.code == _CTRL_C:  # typer's way to end without a word
+            fail(_INTERRUPTED)
+        raise
