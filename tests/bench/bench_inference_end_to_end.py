@@ -161,24 +161,23 @@ def markdown(rows: list[Row]) -> str:
     facts, table = rows[0], means(rows)
     trained = {row["method"].partition(",")[0]: row for row in reversed(rows)}
     loads = [float(row["load"]) for row in rows]
+    training = [
+        f"{name} for {row['training_processor_minutes']} processor minutes, {row['training_steps']} steps of 8 images"
+        for name, row in trained.items()
+    ]
+    versions = ", ".join(f"{name} {row['version']}" for name, row in trained.items())
     lines = [
         "Raw image to cells, ours against Cellpose's own network, trainer and `eval`; both trained from scratch on the",
-        "DSB2018 training images at their own scale, one thread each: "
-        + "; ".join(
-            f"{name} {row['training_processor_minutes']} processor minutes, {row['training_steps']} steps of 8 images, "
-            f"at {row['training_revision']}"
-            for name, row in trained.items()
-        )
-        + ".",
+        "DSB2018 training images at their own scale, side by side with one thread each:",
+        f"{'; '.join(training)}.",
         "Weights of the last step, nothing chosen on the images below. Cellpose: rescale 1, everything else default.",
         "Ours: `cellseg.load(model).segment`, at the image's own scale and with its search for the scale.",
-        f"Seconds an image with {facts['threads']} thread(s), the least of the calls in turns, mean over images; "
+        f"Seconds an image with {facts['threads']} thread(s), the least of the calls in turns, mean over images;",
         "× is how many times as fast as Cellpose.",
-        f"The machine ({facts['cpu']}) was shared: load {min(loads):g} to {max(loads):g}, so processor seconds count; "
+        f"The machine ({facts['cpu']}) was shared: load {min(loads):g} to {max(loads):g}, so processor seconds count;",
         "wall seconds are what a user of that busy machine waited.",
-        f"Made by `make bench-inference` at {facts['revision']}, {facts['date']}; "
-        + ", ".join(f"{name} {row['version']}" for name, row in trained.items())
-        + ".",
+        f"Made by `make bench-inference` at {facts['revision']} (trained at {facts['training_revision']}),",
+        f"{facts['date']}; {versions}.",
     ]
     for name in dict.fromkeys(row["set"] for row in rows):
         theirs = table[name, "cellpose"]
@@ -249,7 +248,7 @@ def main() -> int:
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared" / "data", help="the real samples")
     parser.add_argument("--peers", type=Path, default=ROOT / ".venv-bench/bin/python", help="Python with the peers")
     parser.add_argument("--out", type=Path, default=ROOT / "experiments/results", help="folder of the three files")
-    parser.add_argument("--minutes", type=float, default=7.0, help="processor minutes of each training")
+    parser.add_argument("--minutes", type=float, default=14.0, help="processor minutes of each training")
     parser.add_argument("--threads", type=int, default=2, help="threads of both while segmenting")
     parser.add_argument("--rounds", type=int, default=2, help="calls of each method on each image")
     parser.add_argument("--images", type=int, help="only so many validation images")
