@@ -1,7 +1,8 @@
 """Checkpoints: ``*.safetensors`` are weights with everything needed to use them, ``last.pt`` is a run to resume.
 
 A weights file holds the tensors and, as JSON in its header, the model configuration and what is known of
-its training. Both kinds are written atomically; anything pickled is loaded with ``weights_only=True``.
+its training. Both kinds are written atomically and hold a SHA-256 of their content, which is checked when they are
+read (of files without one nothing is checked); anything pickled is loaded with ``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import nn
 
 from cellseg.config import ModelConfig
 from cellseg.core import CellsegError
+from cellseg.digests import sha256_of
 from cellseg.files import atomic_path
 from cellseg.memory import require_file
 from cellseg.models.build import build_model
@@ -30,12 +32,14 @@ from cellseg.weights import TEACHER, find_shipped
 
 WEIGHTS_NAME = "best.safetensors"
 STATE_NAME = "last.pt"
+CHECKSUM = "sha256"
 
 
 def save_weights(path: str | Path, model: nn.Module, config: ModelConfig, about: dict[str, Any]) -> None:
     """Write weights, model configuration and plain facts about the training as one safetensors file."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     metadata = {"format": "cellseg-1", "model": config.model_dump_json(), "about": json.dumps(about, sort_keys=True)}
+    metadata[CHECKSUM] = sha256_of([tensors, metadata])
     with atomic_path(path) as temporary:
         try:
             save_file(tensors, temporary, metadata)
@@ -80,9 +84,15 @@ def load_weights(path: str | Path) -> tuple[Network, ModelConfig, dict[str, Any]
         raise CellsegError(f"{path}: damaged header, the model configuration cannot be read") from error
     with torch.device("meta"):  # no memory is taken before the file is known to fill it
         _check_tensors(build_model(config).state_dict(), tensors, str(path))
+    _check_content(path, metadata.pop(CHECKSUM, None), [tensors, metadata], "copy it anew, or train again")
     model = build_model(config)
     model.load_state_dict(tensors)
     return model.eval(), config, about
+
+
+def _check_content(path: Path, checksum: Any, content: Any, advice: str) -> None:
+    if checksum is not None and checksum != sha256_of(content):
+        raise CellsegError(f"{path}: damaged, it does not hold what was saved (its SHA-256 differs); {advice}")
 
 
 def _check_about(about: Any) -> dict[str, Any]:
@@ -143,7 +153,7 @@ def save_state(path: str | Path, state: dict[str, Any]) -> None:
     """Write a resumable state of tensors and plain values atomically."""
     with atomic_path(path) as temporary:
         try:
-            torch.save(state, temporary)
+            torch.save(state | {CHECKSUM: sha256_of(state)}, temporary)
         except RuntimeError as error:  # of a full disk it makes one of these, in many lines
             raise OSError(errno.EIO, "the state could not be written whole") from error
 
@@ -159,4 +169,5 @@ def load_state(path: str | Path) -> dict[str, Any]:
         raise CellsegError(f"{path}: damaged, cannot resume from it; start without --resume") from error
     if not isinstance(state, dict):
         raise CellsegError(f"{path}: not the state of a run, cannot resume from it; start without --resume")
+    _check_content(path, state.pop(CHECKSUM, None), state, "start without --resume")
     return state

@@ -60,9 +60,20 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             with temporary.open("rb") as handle:
                 os.fsync(handle.fileno())
             temporary.replace(final)
+            flush_folder(final.parent)
         finally:
             with suppress(OSError):  # such as: its folder is a file
                 temporary.unlink(missing_ok=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Have the disk know the names in a folder, so that a file that was renamed is there after a power cut."""
+    with suppress(OSError):  # Windows, and some file systems, flush no folders
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.core import Labels
-from cellseg.files import atomic_path, writing
+from cellseg.files import atomic_path, flush_folder, writing
 from cellseg.slides import is_zarr, pixel_size
 
 BAND_ROWS = 512
@@ -242,3 +242,4 @@ def _new_folder(final: Path, temporary: Path) -> Iterator[Path]:
     if final.exists():
         shutil.rmtree(final)
     temporary.replace(final)
+    flush_folder(final.parent)

@@ -11,7 +11,7 @@ FLOOR = {
     "memory": 0, "images": 1, "tiff": 1, "labels": 1, "scale": 1, "ranges": 1, "windows": 1, "label_bands": 1,
     "prefetch": 1, "orders": 1, "weights": 1, "metrics": 1, "confidences": 1, "instances": 1, "outputs": 1,
     "blocks": 1, "resampling": 1, "sources": 1, "slides": 1, "seams": 1, "label_writers": 1, "block_files": 1,
-    "batches": 2, "elastic_net": 2, "cutmix": 2, "halving": 2, "sliding": 2, "optimizer": 2,
+    "batches": 2, "digests": 2, "elastic_net": 2, "cutmix": 2, "halving": 2, "sliding": 2, "optimizer": 2,
     "datasets": 2, "pairing": 2, "models": 2, "losses": 2, "regularizers": 2, "checkpoint": 2, "journal": 2, "state": 2,
     "suggest": 3, "views": 3, "criteria": 3, "pseudo": 3, "judging": 3, "rounds": 3,
     "train": 3, "adapt": 3, "predict": 3, "evaluate": 3, "compare": 3, "evaluate_coco": 3, "tables": 3,

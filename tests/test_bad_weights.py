@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cellseg.checkpoint import load_state, load_weights, resolve_weights, save_weights
+from cellseg.checkpoint import load_state, load_weights, resolve_weights, save_state, save_weights
 from cellseg.config import check_config
 from cellseg.core import CellsegError
 from cellseg.models.build import build_model
@@ -76,6 +76,38 @@ def test_a_network_of_terabytes_is_refused_before_it_is_built(sound, tmp_path):
     model = json.dumps({"network": "cellpose", "widths": [4096] * 8})
     with pytest.raises(CellsegError, match=r"tensor '.*' is missing; the checkpoint is of another network"):
         load_weights(rewritten(sound, tmp_path / "w.safetensors", model=model))
+
+
+def test_weights_that_changed_a_little(sound, tmp_path):
+    tensors = load_file(sound)
+    name = sorted(tensors)[0]
+    tensors[name].view(-1)[0] += 1e-4  # as a turned bit: still a number
+    with pytest.raises(CellsegError, match=r"w\.safetensors: damaged, it does not hold what was saved .*SHA-256"):
+        load_weights(rewritten(sound, tmp_path / "w.safetensors", tensors))
+    with pytest.raises(CellsegError, match="does not hold what was saved"):
+        load_weights(rewritten(sound, tmp_path / "w.safetensors", about='{"diameter": 13.0}'))
+
+
+def test_a_state_that_changed_a_little(tmp_path):
+    state = {"step": 3, "student": {"w": torch.ones(4)}, "first": {"f1": 0.5}, "list": [(1, 2.5), None]}
+    save_state(tmp_path / "last.pt", state)
+    assert load_state(tmp_path / "last.pt")["student"]["w"].equal(state["student"]["w"])
+    saved = torch.load(tmp_path / "last.pt", weights_only=True)
+    for changed in (saved | {"step": 4}, saved | {"student": {"w": torch.tensor([1, 1, 1, 1.0001])}}):
+        torch.save(changed, tmp_path / "last.pt")
+        with pytest.raises(CellsegError, match=r"last\.pt: damaged, it does not hold what was saved .*--resume"):
+            load_state(tmp_path / "last.pt")
+
+
+def test_files_of_before_there_were_checksums(sound, tmp_path):
+    from safetensors import safe_open
+
+    with safe_open(sound, framework="pt") as file:
+        old = {key: value for key, value in file.metadata().items() if key != "sha256"}
+    save_file(load_file(sound), tmp_path / "w.safetensors", old)
+    load_weights(tmp_path / "w.safetensors")
+    torch.save({"step": 3}, tmp_path / "last.pt")
+    assert load_state(tmp_path / "last.pt") == {"step": 3}
 
 
 def torch_zip(path, content, compression):
