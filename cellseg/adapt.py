@@ -292,7 +292,7 @@ def _judge(run: RunConfig, watched: Sequence[Record], start: Segmenter) -> Judge
     validation = Validation(gather(run.data.val)) if run.data.val else None
     if not watched:
         return validation
-    key = {"auto": VAL_F1 if validation is not None else "cycle", "last": ""}.get(
+    key = {"auto": VAL_F1 if validation is not None else "consensus", "last": ""}.get(
         run.adapt.criterion, run.adapt.criterion
     )
     images = [load_view(record, run.model) for record in watched]
