@@ -13,8 +13,6 @@ kept.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import os
 import sys
 import tempfile
@@ -24,14 +22,13 @@ from pathlib import Path
 
 import numpy as np
 from bench_metrics import disks
+from results import ROOT, Row, options, publish, require_peers, verdict
 from turns import SLOW_S, Part, Worker, take_turns
 
-from cellseg.files import write_text
 from cellseg.labels import split_disconnected
 from cellseg.metrics import match
 from cellseg.provenance import processor, revision
 
-ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("decode_worker.py")
 NAME = "bench_inference_decode"
 IMAGES = {
@@ -53,7 +50,6 @@ FIELDS = (
     "image", "method", "part", "status", "cpu_ms", "wall_ms", "rounds", "calls", "times_cellpose", "f1_50", "f1_90",
     "version", "threads", "load", "cpu", "revision", "date",
 )  # fmt: skip
-Row = dict[str, str]
 
 
 def labels_of(name: str, folder: Path) -> tuple[Path, np.ndarray]:
@@ -233,31 +229,15 @@ def run(arguments: argparse.Namespace) -> list[Row]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Targets and decoding on perfect maps, against other tools.")
-    parser.add_argument("--peers", type=Path, default=ROOT / ".venv-bench/bin/python", help="Python with the peers")
-    parser.add_argument("--out", type=Path, default=ROOT / "experiments/results", help="folder of the three files")
+    parser = options("Targets and decoding on perfect maps, against other tools.", rounds=15)
     parser.add_argument("--images", type=int, default=len(IMAGES), help="only the first of the timed images")
-    parser.add_argument("--rounds", type=int, default=15, help="rounds of turns")
-    parser.add_argument("--threads", type=int, default=2, help="threads of every method")
     parser.add_argument("--methods", help="only these, divided by semicolons")
     parser.add_argument("--huge", action="store_true", help="10,000² too: hours and much memory for the peers")
     arguments = parser.parse_args()
-    if not arguments.peers.is_file():
-        print(f"{arguments.peers} is missing; make it by 'make bench-env'", file=sys.stderr)
-        return 1
+    require_peers(arguments.peers)
     rows = run(arguments)
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, FIELDS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    write_text(arguments.out / f"{NAME}.csv", buffer.getvalue())
-    write_text(arguments.out / f"{NAME}.md", markdown(rows))
-    picture(rows, arguments.out / f"{NAME}.png")
-    print(markdown(rows), end="")
-    broken = broken_limits(rows)
-    print("\n".join(["Limits not kept:", *broken] if broken else ["All limits kept."]), file=sys.stderr)
-    return 1 if broken else 0
+    publish(NAME, FIELDS, rows, arguments.out, markdown(rows), picture)
+    return verdict(broken_limits(rows))
 
 
 if __name__ == "__main__":

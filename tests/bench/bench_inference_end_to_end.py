@@ -13,8 +13,6 @@ kept.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import os
 import sys
 import tempfile
@@ -24,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from end_to_end_training import ROOT, train_both
+from end_to_end_training import train_both
+from results import ROOT, Row, options, publish, require_peers, verdict
 from turns import Worker
 
 from cellseg.config import Selection
@@ -32,7 +31,6 @@ from cellseg.core import Labels, Record
 from cellseg.datasets.folder import prepare_folder
 from cellseg.datasets.index import select
 from cellseg.datasets.livecell import prepare_livecell
-from cellseg.files import write_text
 from cellseg.images import read_image, read_labels
 from cellseg.metrics import match
 from cellseg.progress import track
@@ -54,7 +52,6 @@ FIELDS = (
     "training_steps", "training_processor_minutes", "training_revision", "version", "threads", "load", "cpu",
     "revision", "date",
 )  # fmt: skip
-Row = dict[str, str]
 
 
 def images_of(name: str, shared: Path, wanted: int | None) -> list[Record]:
@@ -244,13 +241,9 @@ def run(arguments: argparse.Namespace) -> list[Row]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Raw images to cells, ours against Cellpose 3, both trained alike.")
+    parser = options("Raw images to cells, ours against Cellpose 3, both trained alike.", rounds=2)
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared" / "data", help="the real samples")
-    parser.add_argument("--peers", type=Path, default=ROOT / ".venv-bench/bin/python", help="Python with the peers")
-    parser.add_argument("--out", type=Path, default=ROOT / "experiments/results", help="folder of the three files")
     parser.add_argument("--minutes", type=float, default=14.0, help="processor minutes of each training")
-    parser.add_argument("--threads", type=int, default=2, help="threads of both while segmenting")
-    parser.add_argument("--rounds", type=int, default=2, help="calls of each method on each image")
     parser.add_argument("--images", type=int, help="only so many validation images")
     parser.add_argument("--livecell", type=int, default=8, help="how many LIVECell images")
     parser.add_argument("--resume", action="store_true", help="use the networks that a run before has trained")
@@ -258,22 +251,10 @@ def main() -> int:
     if not arguments.shared.is_dir():
         print(f"bench-inference: skipped end to end, the real samples are not in {arguments.shared}", file=sys.stderr)
         return 0
-    if not arguments.peers.is_file():
-        print(f"{arguments.peers} is missing; make it by 'make bench-env'", file=sys.stderr)
-        return 1
+    require_peers(arguments.peers)
     rows = run(arguments)
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, FIELDS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    write_text(arguments.out / f"{NAME}.csv", buffer.getvalue())
-    write_text(arguments.out / f"{NAME}.md", markdown(rows))
-    picture(rows, arguments.out / f"{NAME}.png")
-    print(markdown(rows), end="")
-    broken = broken_limits(rows)
-    print("\n".join(["Limits not kept:", *broken] if broken else ["All limits kept."]), file=sys.stderr)
-    return 1 if broken else 0
+    publish(NAME, FIELDS, rows, arguments.out, markdown(rows), picture)
+    return verdict(broken_limits(rows))
 
 
 if __name__ == "__main__":

@@ -9,9 +9,6 @@ Writes ``bench_inference_networks.csv``, ``.md`` and ``.png``.
 
 from __future__ import annotations
 
-import argparse
-import csv
-import io
 import os
 import sys
 import tempfile
@@ -20,12 +17,11 @@ from pathlib import Path
 
 import numpy as np
 from network_worker import NETWORKS
+from results import Row, options, publish, require_peers
 from turns import Worker, take_turns
 
-from cellseg.files import write_text
 from cellseg.provenance import processor, revision
 
-ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("network_worker.py")
 NAME = "bench_inference_networks"
 SHAPES = ((520, 704), (1024, 1024))
@@ -35,7 +31,6 @@ FIELDS = (
     "image", "method", "part", "status", "parameters", "cpu_ms", "wall_ms", "calls", "mpx_s", "times_cellpose",
     "peak_mb", "version", "threads", "load", "cpu", "revision", "date",
 )  # fmt: skip
-Row = dict[str, str]
 
 
 def measure(shape: tuple[int, int], workers: list[Worker], rounds: int, folder: Path, threads: int) -> list[Row]:
@@ -125,16 +120,10 @@ def picture(rows: list[Row], path: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Networks with random weights, ours against Cellpose's own.")
-    parser.add_argument("--peers", type=Path, default=ROOT / ".venv-bench/bin/python", help="Python with the peers")
-    parser.add_argument("--out", type=Path, default=ROOT / "experiments/results", help="folder of the three files")
+    parser = options("Networks with random weights, ours against Cellpose's own.", rounds=9)
     parser.add_argument("--images", type=int, default=len(SHAPES), help="only the first of the image sizes")
-    parser.add_argument("--rounds", type=int, default=9, help="rounds of turns")
-    parser.add_argument("--threads", type=int, default=2, help="threads of every network")
     arguments = parser.parse_args()
-    if not arguments.peers.is_file():
-        print(f"{arguments.peers} is missing; make it by 'make bench-env'", file=sys.stderr)
-        return 1
+    require_peers(arguments.peers)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for shape in SHAPES[: arguments.images]:
@@ -147,15 +136,7 @@ def main() -> int:
     facts = {"threads": str(arguments.threads), "cpu": processor(), "revision": revision()}
     facts["date"] = datetime.now(UTC).date().isoformat()
     rows = [dict.fromkeys(FIELDS, "") | row | facts for row in rows]
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, FIELDS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    write_text(arguments.out / f"{NAME}.csv", buffer.getvalue())
-    write_text(arguments.out / f"{NAME}.md", markdown(rows))
-    picture(rows, arguments.out / f"{NAME}.png")
-    print(markdown(rows), end="")
+    publish(NAME, FIELDS, rows, arguments.out, markdown(rows), picture)
     return 0
 
 

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from results import ROOT
 from turns import FURTHER, THREADS
 
 from cellseg.config import Selection
@@ -23,7 +24,6 @@ from cellseg.datasets.index import select
 from cellseg.files import write_text
 from cellseg.provenance import revision
 
-ROOT = Path(__file__).resolve().parents[2]
 RUN = ROOT / "experiments" / "real_teacher.toml"
 TIMED = 40
 """Steps of ours that are timed: 320 crops, so that reading the images is in it as it is in the run."""
