@@ -12,7 +12,7 @@ BIN := .venv/bin
 CELLSEG := $(BIN)/cellseg
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: help setup demo test test-slow lint types data preprocess train adapt eval tables figures real experiments paper adaptation bench-crops bench-data bench-env bench-metrics bench-l2sp bench-networks bench-inference bench-inference-slides bench-slides cellpose-equal faults fuzz ship-teacher leave-one-out mutations soak clean
+.PHONY: help setup demo test test-slow lint types data preprocess train adapt eval tables figures real experiments paper adaptation bench-crops bench-data bench-env bench-metrics bench-l2sp bench-networks bench-inference bench-inference-slides bench-slides cellpose-equal faults fuzz ship-teacher leave-one-out mutations soak teacher clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -156,6 +156,22 @@ bench-slides: setup ## Score a pair of 20,000 x 20,000 label images: memory and 
 fuzz: setup ## Throw damaged inputs at every reader: 2,400 cases, then properties; resumes where it was stopped
 	$(BIN)/python tests/faults/fuzz.py --seed $(SEED) --shared $(SHARED)
 	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest -q tests/test_properties.py
+
+teacher: setup ## Make the shipped teacher anew: made-up images, four trainings (hours of two cores), scores, weights, card; resumes
+	@if [ ! -d $(SHARED) ]; then echo "make teacher: skipped, the real samples are not in $(SHARED)"; exit 0; fi; \
+	set -e; \
+	$(CELLSEG) prepare livecell --root $(SHARED)/livecell --out data/prepared/livecell; \
+	$(CELLSEG) prepare folder --root $(SHARED)/dsb2018 --out data/prepared/dsb2018; \
+	for seed in 101 102 103; do \
+	  $(CELLSEG) prepare synthetic --seed $$seed --lines SynFluo,SynPhase \
+	    --root data/synthetic_teacher/$$seed --out data/prepared/synthetic_teacher_$$seed; \
+	  $(CELLSEG) prepare synthetic --seed $$seed --lines SynSheet \
+	    --root data/synthetic_sheets/$$seed --out data/prepared/synthetic_sheets_$$seed; \
+	done; \
+	for run in real_teacher real_teacher2 real_teacher3 real_teacher4; do \
+	  $(CELLSEG) train experiments/$$run.toml --resume; $(CELLSEG) evaluate $(RUNS)/$$run/s0; \
+	done; \
+	$(MAKE) ship-teacher RUN=$(RUNS)/real_teacher4/s0
 
 ship-teacher: setup ## Make a finished and scored run the shipped teacher: make ship-teacher RUN=experiments/runs/NAME/s0
 	$(BIN)/python experiments/ship_teacher.py $(RUN)

@@ -9,7 +9,7 @@ import tifffile
 
 from cellseg.core import CellsegError
 from cellseg.datasets.rendering import STYLES, Cell, draw_cells, paint_labels, render
-from cellseg.datasets.synthetic import LINES, polygon_of, write_synthetic
+from cellseg.datasets.synthetic import USUAL, polygon_of, write_synthetic
 
 SIZE = (96, 128)
 NAME = re.compile(r"^Syn[A-Za-z]+_Phase_(?P<well>[A-H]\d+)_1_\d\dd\d\dh\d\dm_[12]\.tif$")
@@ -45,7 +45,7 @@ def iou(a, b):
 def test_tree_and_names(folder):
     images = folder / "images"
     assert {p.name for p in images.iterdir()} == {"livecell_train_val_images", "livecell_test_images"}
-    for line in LINES:
+    for line in USUAL:
         assert len(list((images / "livecell_train_val_images" / line).iterdir())) == 5 + 2 + 1
         assert len(list((images / "livecell_test_images" / line).iterdir())) == 2
     assert all(NAME.match(path.name) for path in images.rglob("*.tif"))
@@ -176,6 +176,30 @@ def test_an_image_depends_on_neither_counts_nor_lines(folder, tmp_path):
     images = {name: content for name, content in everything(fewer).items() if name.suffix == ".tif"}
     assert len(images) == 4
     assert all(whole[name] == content for name, content in images.items())
+
+
+def test_flat_cells_fill_islands_and_are_as_grey_as_the_ground():
+    size = (256, 320)
+    for seed in range(3):
+        cells = draw_cells(np.random.default_rng(seed), size, "sheet")
+        labels = paint_labels(cells, size)
+        whole = sum(int(cell.mask.sum()) for cell in cells)
+        assert whole - (labels > 0).sum() < 0.03 * whole  # only one in thirty of those beside the islands overlaps
+        right, left = labels[:, 1:], labels[:, :-1]
+        borders = right != left
+        assert (borders & (right > 0) & (left > 0)).sum() > 0.3 * borders.sum()  # mostly cell to cell
+        image = render(np.random.default_rng(seed), cells, size, "sheet").astype(float)
+        assert abs(np.median(image[labels > 0]) - np.median(image[labels == 0])) < 6
+
+
+def test_the_command_names_a_line_it_does_not_know(tmp_path):
+    from cellseg.cli.data import prepare as command
+
+    with pytest.raises(CellsegError, match=r"synthetic lines must be some of .*SynSheet, got SynOdd"):
+        command("synthetic", tmp_path / "in", tmp_path / "out", lines="SynSheet,SynOdd")
+    with pytest.raises(CellsegError, match="prepare folder: --lines has no meaning there"):
+        command("folder", tmp_path / "in", tmp_path / "out", lines="SynSheet")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,9 @@ def prepare(  # noqa: PLR0913 (options of a command line)
     ] = None,
     clusters: Annotated[int | None, typer.Option(help="NeurIPS: how many groups to look for.")] = None,
     form: Annotated[str, typer.Option(help="Synthetic: form of 'livecell' or 'neurips'.")] = "livecell",
+    lines: Annotated[
+        str | None, typer.Option(help="Synthetic: made-up cell lines, of SynFluo,SynPhase,SynBright,SynSheet.")
+    ] = None,
     on_error: OnError = "stop",
     seed: Seed = 0,
 ) -> None:
@@ -57,8 +60,10 @@ def prepare(  # noqa: PLR0913 (options of a command line)
     check_known("form", form, ("livecell", "neurips"))
     used = form if dataset == "synthetic" else dataset
     _check_used(used, partial=partial, modalities=modalities, clusters=clusters, val_fraction=val_fraction or None)
+    if lines is not None and (dataset, form) != ("synthetic", "livecell"):
+        raise CellsegError(f"prepare {dataset}: --lines has no meaning there; leave it out")
     if dataset == "synthetic":
-        _write_synthetic(root, form, seed)
+        _write_synthetic(root, form, lines, seed)
     if used == "folder":
         from cellseg.datasets.folder import prepare_folder
 
@@ -95,11 +100,11 @@ def _check_used(used: str, **options: object) -> None:
             raise CellsegError(f"prepare {used}: --{name.replace('_', '-')} has no meaning there; leave it out")
 
 
-def _write_synthetic(root: Path, form: str, seed: int) -> None:
+def _write_synthetic(root: Path, form: str, lines: str | None, seed: int) -> None:
     if form == "livecell":
-        from cellseg.datasets.synthetic import write_synthetic
+        from cellseg.datasets.synthetic import USUAL, write_synthetic
 
-        write_synthetic(root, seed=seed)
+        write_synthetic(root, seed=seed, lines=USUAL if lines is None else lines.split(","))
     else:
         from cellseg.datasets.synthetic_neurips import write_synthetic_neurips
 

@@ -1,7 +1,7 @@
-"""Draw made-up cells and render them as fluorescence, phase contrast or bright field.
+"""Draw made-up cells and render them as fluorescence, phase contrast (of thick cells, or of flat ones) or bright field.
 
 The shapes are drawn first (touching clusters; round, long and curved, tiny and large cells in every image), then
-one of three looks. It imitates what matters to a segmenter (contrast, halo, blur, noise, illumination), not optics:
+one of four looks. It imitates what matters to a segmenter (contrast, halo, blur, noise, illumination), not optics:
 nothing learned here says anything about a real microscope.
 """
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.core import Labels
+from cellseg.datasets.sheets import draw_islands
 
 Field = NDArray[np.float32]
 
@@ -22,11 +23,15 @@ _MIX = {
     "fluorescence": (0.62, 0.08, 0.18, 0.12, 0.0),
     "phase": (0.42, 0.20, 0.16, 0.07, 0.15),
     "brightfield": (0.50, 0.15, 0.20, 0.10, 0.05),
+    "sheet": (0.25, 0.25, 0.10, 0.05, 0.35),
 }
 """Shares of the shapes in each look, in the order of ``_KINDS``."""
 
 STYLES = tuple(_MIX)
 """The looks that :func:`render` knows."""
+
+_DENSITY = {"sheet": (4, 30)}
+"""Cells in 256 x 320 pixels, beside those of islands, where it is not the usual."""
 
 _MIN_AREA = 25
 _TRIES = 12
@@ -61,7 +66,11 @@ def draw_cells(rng: np.random.Generator, size: tuple[int, int], style: str) -> l
     """
     taken = np.zeros(size, bool)
     cells: list[Cell] = []
-    wanted = int(size[0] * size[1] / 81920 * rng.uniform(30, 75)) + 1
+    if style == "sheet":
+        cells += [Cell(*place, rounded=False) for place in draw_islands(rng, size)]
+        for flat in cells:
+            taken[_box(flat)] |= flat.mask
+    wanted = int(size[0] * size[1] / 81920 * rng.uniform(*_DENSITY.get(style, (30, 75)))) + 1
     friendly = rng.uniform(0.4, 0.85)
     for kind in rng.choice(_KINDS, wanted, p=_MIX[style]):
         outline = _outline(rng, str(kind))
@@ -98,7 +107,7 @@ def render(
     if style == "fluorescence":
         return _fluorescence(rng, labels, len(cells))
     rounded = np.array([False, *(cell.rounded for cell in cells)])[labels]
-    draw = {"phase": _phase, "brightfield": _brightfield}[style]
+    draw = {"phase": _phase, "brightfield": _brightfield, "sheet": _sheet}[style]
     image = np.clip(np.rint(draw(rng, labels, rounded, len(cells))), 0, 255)
     return np.asarray(image, np.uint8)
 
@@ -250,10 +259,33 @@ def _brightfield(rng: np.random.Generator, labels: Labels, rounded: NDArray[np.b
     return np.asarray(image + _debris(rng, size) + rng.normal(0, rng.uniform(2, 4), size), np.float32)
 
 
-def _debris(rng: np.random.Generator, size: tuple[int, ...]) -> Field:
+def _sheet(rng: np.random.Generator, labels: Labels, rounded: NDArray[np.bool_], count: int) -> Field:
+    """Bodies as grey as the ground, known by a thin bright edge, granules and a faint nucleus; rounded cells glow."""
+    size = labels.shape
+    inside = (labels > 0).astype(np.float32)
+    depth = _depth(labels)
+    deepest = np.ones(count + 1, np.float32)
+    np.maximum.at(deepest, labels, depth)
+    central = depth / deepest[labels]
+    flat = 1 - rounded
+    edge = np.exp(-((depth - 1) ** 2) / rng.uniform(0.4, 1.2)) * _per_cell(rng, labels, count, 6, 34)
+    flank = np.exp(-((depth - 2.8) ** 2) / 1.6) * _per_cell(rng, labels, count, 0, 12)
+    nucleus = np.exp(-((central - 0.62) ** 2) / 0.006) * _per_cell(rng, labels, count, -4, 12) * flat
+    body = _blur(_per_cell(rng, labels, count, -6, 5), 1.2)
+    dots = [np.clip(_texture(rng, size, 0.5, 1.3) - rng.uniform(1.0, 1.8), 0, None) * (0.25 + central) for _ in "12"]
+    granules = dots[1] * _per_cell(rng, labels, count, 0, 45) - dots[0] * _per_cell(rng, labels, count, 5, 80)
+    glow = np.exp(-((depth - 2.4) ** 2) / 2.5) * 30 - np.clip(depth - 3, 0, 4) * 5
+    halo = _blur(inside, rng.uniform(1.0, 2.0)) * (1 - inside) * rng.uniform(0, 18)
+    signal = inside * (edge - flank - nucleus + granules * flat + glow * rounded) + body + halo
+    image = 128 + 5 * _illumination(rng, size) + rng.uniform(0.6, 1.4) * _blur(signal, rng.uniform(0.4, 0.8))
+    dirt = _debris(rng, size, most=int(rng.integers(12, 160)))
+    return np.asarray(image + dirt + rng.normal(0, rng.uniform(0.8, 2.8), size), np.float32)
+
+
+def _debris(rng: np.random.Generator, size: tuple[int, ...], most: int = 12) -> Field:
     """Scatter specks of dirt, darker or lighter than the ground, that are no cells."""
     specks = np.zeros(size, np.float32)
-    for _ in range(int(rng.integers(2, 12))):
+    for _ in range(int(rng.integers(2, most))):
         place = (int(rng.integers(size[1])), int(rng.integers(size[0])))
         cv2.circle(specks, place, int(rng.integers(1, 3)), float(rng.choice([-40.0, 35.0])), -1)
     return _blur(specks, 0.8)

@@ -2,7 +2,8 @@
 
 For a demonstration and for tests that need no download: everything from ``cellseg prepare`` on runs as on the real
 set. Three cell "lines" are three modalities (fluorescence, phase contrast, bright field), so that adapting a network
-from one to another has something to do. The images are synthetic; a score on them says nothing of a real microscope.
+from one to another has something to do; a fourth, flat cells in phase contrast, is written where it is asked for. The
+images are synthetic; a score on them says nothing of a real microscope.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ from cellseg.core import CellsegError
 from cellseg.datasets.rendering import Cell, draw_cells, render
 from cellseg.files import atomic_path, write_text
 
-LINES = {"SynFluo": "fluorescence", "SynPhase": "phase", "SynBright": "brightfield"}
+LINES = {"SynFluo": "fluorescence", "SynPhase": "phase", "SynBright": "brightfield", "SynSheet": "sheet"}
 """The made-up cell lines and the look of each."""
+
+USUAL = ("SynFluo", "SynPhase", "SynBright")
+"""The lines that are written unless others are asked for."""
 
 _SPLITS = ("train", "val", "test", "unlabelled")
 _PLATE_ROWS = {"train": "ABC", "val": "D", "test": "EF", "unlabelled": "GH"}
@@ -43,7 +47,7 @@ def write_synthetic(  # noqa: PLR0913 (four counts of one kind, each with a usef
     n_val: int = 8,
     n_test: int = 12,
     n_unlabelled: int = 12,
-    lines: Iterable[str] = tuple(LINES),
+    lines: Iterable[str] = USUAL,
     size: tuple[int, int] = (256, 320),
 ) -> Path:
     """Write images and COCO annotations of made-up cells as LIVECell has them.
