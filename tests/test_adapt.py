@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from cellseg.adapt import adapt
 from cellseg.checkpoint import load_state, load_weights, save_weights
 from cellseg.config import check_config
 from cellseg.core import CellsegError, Record
-from cellseg.datasets.index import write_index
+from cellseg.datasets.index import read_index, write_index
 from cellseg.images import write_labels
 from cellseg.judging import Verdict, Watch
 from cellseg.train import train
@@ -200,6 +201,26 @@ def test_labelled_taught_and_replayed_crops_share_a_batch(index, teacher, tmp_pa
     )
     assert sizes == [2 + 2 + 4] * 4  # taught, labelled, and as many replayed
     assert ids[0][2:] == ["0"] * 6
+
+
+def test_of_an_index_that_is_divided_the_training_images_are_replayed(index, teacher, tmp_path):
+    from cellseg.cli.training import _folder_run
+
+    images = tmp_path / "images"
+    images.mkdir()
+    shutil.copy(index.parent / "0.tif", images / "a.tif")
+    records = read_index(index)
+    divided = tmp_path / "divided.csv"
+    write_index(
+        divided,
+        [replace(record, split=split) for record, split in zip(records, ("train", "test", "train"), strict=True)],
+    )
+    for path, split in ((divided, "train"), (index, None)):
+        run = _folder_run(images, None, path, str(teacher), tmp_path / "out", [])
+        assert [(one.index, one.split) for one in run.data.replay] == [(str(path), split)]
+        assert run.train.regularizer.kind == "none"
+    alone = _folder_run(images, None, None, str(teacher), tmp_path / "out", [])
+    assert (alone.train.regularizer.kind, alone.train.regularizer.alpha) == ("l2sp", 0.003)
 
 
 def test_replayed_images_have_views_of_their_own(index, teacher, monkeypatch):

@@ -122,6 +122,14 @@ def _run_folder(config: Path, seed: int) -> Path:
     return RUNS / config.stem / f"s{seed}"
 
 
+def _replayed(index: Path) -> dict[str, str]:
+    """Select the training images of an index, or all of one that is not divided: scores elsewhere are to stay clean."""
+    from cellseg.datasets.index import read_index
+
+    divided = any(record.split == "train" for record in read_index(index))
+    return {"index": str(index)} | ({"split": "train"} if divided else {})
+
+
 def _folder_run(
     images: Path, labels: Path | None, replay: Path | None, model: str | None, out: Path, overrides: list[str]
 ) -> RunConfig:
@@ -136,15 +144,15 @@ def _folder_run(
     index = str(prepare_folder(images, out / "data", labels=labels))
     values: dict[str, Any] = {
         "model": config.model_dump(),
-        "train": {"init": init, "steps": 600, "batch_size": 6, "crop_size": 192, "lr": 5e-4, "warmup_steps": 30}
-        | {"weight_decay": 0.0, "ema": 0.99, "validate_every": 60, "save_every": 60}
-        | {"regularizer": {"kind": "l2sp", "alpha": 0.003}}
+        "train": {"init": init, "steps": 400, "batch_size": 6, "crop_size": 192, "lr": 5e-4, "warmup_steps": 30}
+        | {"weight_decay": 0.0, "ema": 0.99, "validate_every": 40, "save_every": 40}
+        | ({} if replay else {"regularizer": {"kind": "l2sp", "alpha": 0.003}})
         | ({"freeze_norm_statistics": True} if config.norm == "batch" else {}),
-        "adapt": {"batch_size": 6},
+        "adapt": {"batch_size": 6, "round_steps": 140},
         "data": {
             "unlabelled": [{"index": index}],
             "train": [{"index": index}] if labels else [],
-            "replay": [{"index": str(replay)}] if replay else [],
+            "replay": [_replayed(replay)] if replay else [],
         },
     }
     for override in overrides:
