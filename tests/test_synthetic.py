@@ -75,7 +75,7 @@ def test_unlabelled_images_appear_in_no_annotation_file(folder):
     present = {path.name for path in folder.rglob("*.tif")}
     assert listed < present
     assert {NAME.match(name)["well"] for name in present - listed} == {"G1"}
-    assert len(present - listed) == 3
+    assert len(present - listed) == 4
 
 
 def test_json_has_the_quirks_of_livecell(folder):
@@ -153,7 +153,7 @@ def test_cells_stand_out_in_the_way_of_their_modality():
     assert bright.dtype == np.uint16
     assert bright.min() >= 300
     assert np.median(bright[inside]) > 3 * np.median(bright[~inside])
-    for style in ("phase", "brightfield"):
+    for style in ("phase", "brightfield", "dic"):
         image = render(np.random.default_rng(1), cells, size, style)
         assert image.dtype == np.uint8
         contrast = abs(np.median(image[inside]) - np.median(image[~inside])) / np.median(image[~inside])

@@ -46,7 +46,7 @@ def prepare(  # noqa: PLR0913 (options of a command line)
     clusters: Annotated[int | None, typer.Option(help="NeurIPS: how many groups to look for.")] = None,
     form: Annotated[str, typer.Option(help="Synthetic: form of 'livecell' or 'neurips'.")] = "livecell",
     lines: Annotated[
-        str | None, typer.Option(help="Synthetic: made-up cell lines, of SynFluo,SynPhase,SynBright,SynSheet.")
+        str | None, typer.Option(help="Synthetic: made-up lines, of SynFluo,SynPhase,SynBright,SynDic,SynSheet.")
     ] = None,
     on_error: OnError = "stop",
     seed: Seed = 0,

@@ -1,7 +1,7 @@
-"""Draw made-up cells and render them as fluorescence, phase contrast (of thick cells, or of flat ones) or bright field.
+"""Draw made-up cells and render them as fluorescence, phase contrast of thick or of flat cells, bright field or DIC.
 
 The shapes are drawn first (touching clusters; round, long and curved, tiny and large cells in every image), then
-one of four looks. It imitates what matters to a segmenter (contrast, halo, blur, noise, illumination), not optics:
+one of five looks. It imitates what matters to a segmenter (contrast, halo, blur, noise, illumination), not optics:
 nothing learned here says anything about a real microscope.
 """
 
@@ -23,6 +23,7 @@ _MIX = {
     "fluorescence": (0.62, 0.08, 0.18, 0.12, 0.0),
     "phase": (0.42, 0.20, 0.16, 0.07, 0.15),
     "brightfield": (0.50, 0.15, 0.20, 0.10, 0.05),
+    "dic": (0.50, 0.15, 0.15, 0.12, 0.08),
     "sheet": (0.25, 0.25, 0.10, 0.05, 0.35),
 }
 """Shares of the shapes in each look, in the order of ``_KINDS``."""
@@ -107,7 +108,7 @@ def render(
     if style == "fluorescence":
         return _fluorescence(rng, labels, len(cells))
     rounded = np.array([False, *(cell.rounded for cell in cells)])[labels]
-    draw = {"phase": _phase, "brightfield": _brightfield, "sheet": _sheet}[style]
+    draw = {"phase": _phase, "brightfield": _brightfield, "dic": _dic, "sheet": _sheet}[style]
     image = np.clip(np.rint(draw(rng, labels, rounded, len(cells))), 0, 255)
     return np.asarray(image, np.uint8)
 
@@ -280,6 +281,19 @@ def _sheet(rng: np.random.Generator, labels: Labels, rounded: NDArray[np.bool_],
     image = 128 + 5 * _illumination(rng, size) + rng.uniform(0.6, 1.4) * _blur(signal, rng.uniform(0.4, 0.8))
     dirt = _debris(rng, size, most=int(rng.integers(12, 160)))
     return np.asarray(image + dirt + rng.normal(0, rng.uniform(0.8, 2.8), size), np.float32)
+
+
+def _dic(rng: np.random.Generator, labels: Labels, rounded: NDArray[np.bool_], count: int) -> Field:
+    """Relief lit from one side: a cell is bright where its thickness rises toward the light and dark where it falls."""
+    size = labels.shape
+    inside = (labels > 0).astype(np.float32)
+    dome = np.sqrt(np.minimum(_depth(labels), 9) / 9) * _per_cell(rng, labels, count, 0.6, 1.2)
+    bumps = 0.05 * _texture(rng, size, 0.8, 2.5) * inside
+    thick = _blur(dome * np.where(rounded, 1.4, 1) + bumps, rng.uniform(0.8, 1.3))
+    angle = rng.uniform(0, 2 * np.pi)
+    slope = np.cos(angle) * np.gradient(thick, axis=1) + np.sin(angle) * np.gradient(thick, axis=0)
+    image = 120 + 14 * _illumination(rng, size) + rng.uniform(130, 200) * slope
+    return np.asarray(image + _debris(rng, size) + rng.normal(0, rng.uniform(2, 4), size), np.float32)
 
 
 def _debris(rng: np.random.Generator, size: tuple[int, ...], most: int = 12) -> Field:

@@ -1,8 +1,8 @@
 """Write made-up microscopy in the form LIVECell is published in, quirks included.
 
 For a demonstration and for tests that need no download: everything from ``cellseg prepare`` on runs as on the real
-set. Three cell "lines" are three modalities (fluorescence, phase contrast, bright field), so that adapting a network
-from one to another has something to do; a fourth, flat cells in phase contrast, is written where it is asked for. The
+set. Four cell "lines" are four modalities (fluorescence, phase contrast, bright field, DIC), so that adapting a network
+from one to another has something to do; a fifth, flat cells in phase contrast, is written where it is asked for. The
 images are synthetic; a score on them says nothing of a real microscope.
 """
 
@@ -22,10 +22,16 @@ from cellseg.core import CellsegError
 from cellseg.datasets.rendering import Cell, draw_cells, render
 from cellseg.files import atomic_path, write_text
 
-LINES = {"SynFluo": "fluorescence", "SynPhase": "phase", "SynBright": "brightfield", "SynSheet": "sheet"}
+LINES = {
+    "SynFluo": "fluorescence",
+    "SynPhase": "phase",
+    "SynBright": "brightfield",
+    "SynDic": "dic",
+    "SynSheet": "sheet",
+}
 """The made-up cell lines and the look of each."""
 
-USUAL = ("SynFluo", "SynPhase", "SynBright")
+USUAL = ("SynFluo", "SynPhase", "SynBright", "SynDic")
 """The lines that are written unless others are asked for."""
 
 _SPLITS = ("train", "val", "test", "unlabelled")
