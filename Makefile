@@ -171,7 +171,9 @@ teacher: setup ## Make the shipped teacher anew: made-up images, four trainings 
 	for run in real_teacher real_teacher2 real_teacher3 real_teacher4; do \
 	  $(CELLSEG) train experiments/$$run.toml --resume; $(CELLSEG) evaluate $(RUNS)/$$run/s0; \
 	done; \
-	$(MAKE) ship-teacher RUN=$(RUNS)/real_teacher4/s0
+	$(BIN)/python experiments/mix_teacher.py $(RUNS)/real_teacher4/s0 --out $(RUNS)/teacher/s0; \
+	$(CELLSEG) evaluate $(RUNS)/teacher/s0; \
+	$(MAKE) ship-teacher RUN=$(RUNS)/teacher/s0
 
 ship-teacher: setup ## Make a finished and scored run the shipped teacher: make ship-teacher RUN=experiments/runs/NAME/s0
 	$(BIN)/python experiments/ship_teacher.py $(RUN)

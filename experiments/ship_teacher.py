@@ -1,4 +1,4 @@
-"""Make a run the teacher that the package ships: ``make ship-teacher RUN=experiments/runs/real_teacher2/s0``.
+"""Make a run the teacher that the package ships: ``make ship-teacher RUN=experiments/runs/teacher/s0``.
 
 Copies the weights without what only this machine understands, keeps the scores by group in ``results/teacher.csv``, and
 writes the model card from these. Refuses weights with an image in their past that may not be published.
@@ -116,7 +116,7 @@ def facts_of(past: list[tuple[Path, RunConfig]]) -> dict[str, Any]:
     chosen = {"steps": config.train.steps, "validated": bool(config.data.val)}
     return chosen | {
         "commands": [
-            f"cellseg train experiments/{folder.parent.name}.toml --seed {folder.name[1:]}" for folder, _ in past
+            line for (folder, _), told in zip(past, summaries, strict=True) for line in commands(folder, told)
         ],
         "minutes": sum(summary["minutes"] for summary in summaries),
         "made_with": summaries[-1]["made_with"],
@@ -127,13 +127,20 @@ def facts_of(past: list[tuple[Path, RunConfig]]) -> dict[str, Any]:
     }
 
 
+def commands(folder: Path, told: dict[str, Any]) -> list[str]:
+    """Return the commands that made a run, or the run that was mixed."""
+    mixed = told.get("mixed")
+    run = Path(mixed["run"]) if mixed else folder
+    lines = [f"cellseg train experiments/{run.parent.name}.toml --seed {run.name[1:]}"]
+    return lines + ([f"python experiments/mix_teacher.py {run} --weight {mixed['weight']:g} --out …"] if mixed else [])
+
+
 def card(scores: pd.DataFrame, facts: dict[str, Any]) -> str:
     """Return the model card as Markdown."""
     size = sum(value.numel() for value in facts["parameters"].values())
     made, model = facts["made_with"], facts["model"]
     versions = ", ".join(f"{key} {made[key]}" for key in ("python", "torch", "monai", "albumentations") if key in made)
     chose = ", which chose the checkpoint" if facts["validated"] else ""
-    commands = "\n".join(facts["commands"])
     return f"""# Model card: teacher
 
 What `cellseg predict my.png` uses unless told otherwise; `cellseg.load("teacher")` in Python,
@@ -143,15 +150,15 @@ What `cellseg predict my.png` uses unless told otherwise; `cellseg.load("teacher
 * **Network**: {model.network}, {size:,} parameters, {model.representation} to the cell's centre; images are shown
   with a median cell of {model.reference_diameter:g} pixels, each channel scaled to its percentiles
   {model.normalize.low:g} and {model.normalize.high:g}.
-* **Data**: {"; ".join(dict.fromkeys(facts["datasets"]))}. Nothing else, so that the weights may be published; no
-  image of LIVECell, of the NeurIPS challenge or of the Cell Tracking Challenge.
+* **Data**: {"; ".join(dict.fromkeys(facts["datasets"]))}. Nothing else, so that
+  the weights may be published; no image of LIVECell, of the NeurIPS challenge or of the Cell Tracking Challenge.
 * **Licence**: of the weights, CC0 1.0; of the code, BSD-3-Clause.
 * **File**: {WEIGHTS.stat().st_size / 1e6:.1f} MB, SHA-256 `{checksum(WEIGHTS)}`.
 
 ## Training
 
 ```text
-{commands}
+{chr(10).join(facts["commands"])}
 ```
 
 {facts["minutes"]:.0f} minutes in all; revision {made["revision"]}; {made["cpu"]}; {versions}.
@@ -165,8 +172,9 @@ Groups are a heuristic by looks. Small samples: no figure here is comparable wit
 
 ## Limits
 
-* It has seen nuclei: mostly fluorescent ones, some stained, few in brightfield, no phase contrast and no DIC. Where the
-  table shows a small number, do not use it as it is: adapt it ([tutorial](../../docs/tutorial.md)).
+* Of real images it has seen nuclei: mostly fluorescent ones, some stained, few in brightfield. Of phase contrast it knows
+  made-up images only, of DIC none. Where the table shows a small number, do not use it as it is: adapt it
+  ([tutorial](../../docs/tutorial.md)).
 * The scale is estimated from the image; where cells are cut to pieces or melted together, give `--diameter`.
 * Not for diagnosis.
 """
