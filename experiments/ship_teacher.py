@@ -172,8 +172,8 @@ Groups are a heuristic by looks. Small samples: no figure here is comparable wit
 
 ## Limits
 
-* Of real images it has seen nuclei: mostly fluorescent ones, some stained, few in brightfield. Of phase contrast it knows
-  made-up images only, of DIC none. Where the table shows a small number, do not use it as it is: adapt it
+* Of real images it has seen nuclei: mostly fluorescent ones, some stained, few in brightfield. Of phase contrast it
+  knows made-up images only, of DIC none. Where the table shows a small number, do not use it as it is: adapt it
   ([tutorial](../../docs/tutorial.md)).
 * The scale is estimated from the image; where cells are cut to pieces or melted together, give `--diameter`.
 * Not for diagnosis.
