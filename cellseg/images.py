@@ -30,7 +30,7 @@ from cellseg.core import CellsegError, Image, Labels
 from cellseg.files import atomic_path
 from cellseg.memory import require_file, require_plausible, require_room
 from cellseg.ranges import value_range
-from cellseg.tiff import open_tiff
+from cellseg.tiff import open_tiff, require_bytes
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -341,9 +341,12 @@ def _load_planes(series: Any, chosen: dict[int, Any], path: Path) -> NDArray[Any
     )
     planes_read = [length for place, length in enumerate(shape) if not (by_page and place in chosen)]
     require_room(path, planes_read, series.dtype.itemsize)
+    keys = np.arange(len(pages)).reshape(outer)[index[: len(outer)]] if by_page else np.arange(len(pages))
+    for key in keys.ravel():
+        if (page := pages[int(key)]) is not None:
+            require_bytes(page, max(page.databytecounts, default=0))
     if not by_page:
         return cast("NDArray[Any]", series.asarray()[index])
-    keys = np.arange(len(pages)).reshape(outer)[index[: len(outer)]]
     planes = [pages[int(key)].asarray() for key in keys.ravel()]
     return np.stack(planes).reshape(*keys.shape, *planes[0].shape)
 

@@ -36,6 +36,16 @@ def open_tiff(path: Path) -> Iterator[Any]:
         yield tiff
 
 
+def require_bytes(page: Any, count: int) -> None:
+    """Raise CellsegError where a strip or tile of a page claims more bytes than the file has that holds it.
+
+    tifffile makes room for as many as are claimed before it reads them.
+    """
+    file = page.parent.filehandle
+    if count > file.size:
+        raise CellsegError(f"{file.path}: says that a part of it is larger than the whole; it is damaged or cut short")
+
+
 def _check(text: str, path: Path) -> None:
     for name in set(_FILE.findall(text)):
         parts = PureWindowsPath(name)  # knows slashes of both kinds

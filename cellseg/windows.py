@@ -23,7 +23,7 @@ from cellseg.core import CellsegError, Labels
 from cellseg.files import atomic_path
 from cellseg.images import check_ids, name_axes, reading_file
 from cellseg.ranges import grid_step, value_range
-from cellseg.tiff import open_tiff
+from cellseg.tiff import open_tiff, require_bytes
 
 SLIDE_PIXELS = 2**23
 """Images of more pixels are slides: training reads them by window and never holds them whole."""
@@ -242,6 +242,7 @@ def _decode_window(stored: Any, rows: slice, columns: slice) -> NDArray[Any]:
         index = row * across + column
         if not stored.databytecounts[index]:
             continue  # a tile that was never written holds the file's "no data" value
+        require_bytes(stored, stored.databytecounts[index])
         handle.seek(stored.dataoffsets[index])
         segment, (_, _, y, x, _), shape = page.decode(handle.read(stored.databytecounts[index]), index, **options)
         top, left = max(rows.start, y), max(columns.start, x)

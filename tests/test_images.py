@@ -19,6 +19,7 @@ from cellseg.images import (
     to_three_channels,
     write_labels,
 )
+from cellseg.windows import read_window
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (37, 53), dtype=np.uint8)
@@ -416,6 +417,18 @@ def test_labels_in_colour_or_jpeg_or_pickled_are_refused(tmp_path):
     np.save(tmp_path / "x_seg.npy", np.array({"masks": GREY}, dtype=object))
     with pytest.raises(CellsegError, match=r"x_seg\.npy"):
         read_labels(tmp_path / "x_seg.npy")
+
+
+@pytest.mark.parametrize("tile", [None, (16, 16)])
+def test_a_strip_that_claims_more_bytes_than_the_file_has(tmp_path, tile):
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, np.tile(GREY, (40, 40))[:64, :64], compression="zlib", tile=tile)
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        tag = tiff.pages[0].tags[325 if tile else 279]
+        tag.overwrite([2**31 - 1, *tag.value[1:]], dtype="I")  # tifffile would make room for 2 GB
+    for read in (read_image, read_labels, lambda one: read_window(one, slice(0, 8), slice(0, 8))):
+        with pytest.raises(CellsegError, match=r"x\.tif: says that a part of it is larger than the whole"):
+            read(path)
 
 
 # --- real files -----------------------------------------------------------------------------------------------------
