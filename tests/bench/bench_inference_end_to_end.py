@@ -243,7 +243,7 @@ def run(arguments: argparse.Namespace) -> list[Row]:
 def main() -> int:
     parser = options("Raw images to cells, ours against Cellpose 3, both trained alike.", rounds=2)
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared" / "data", help="the real samples")
-    parser.add_argument("--minutes", type=float, default=14.0, help="processor minutes of each training")
+    parser.add_argument("--minutes", type=float, default=24.0, help="processor minutes of each training")
     parser.add_argument("--images", type=int, help="only so many validation images")
     parser.add_argument("--livecell", type=int, default=8, help="how many LIVECell images")
     parser.add_argument("--resume", action="store_true", help="use the networks that a run before has trained")
