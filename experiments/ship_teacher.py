@@ -122,6 +122,7 @@ def facts_of(past: list[tuple[Path, RunConfig]]) -> dict[str, Any]:
         "made_with": summaries[-1]["made_with"],
         "parameters": load_weights(run)[0].state_dict(),
         "model": config.model,
+        "mixed": any("mixed" in told for told in summaries),
         "settings": f"Predicted with {words}, which are not the defaults." if words else "",
         "datasets": [PUBLISHABLE[name] for name in datasets],
     }
@@ -141,6 +142,11 @@ def card(scores: pd.DataFrame, facts: dict[str, Any]) -> str:
     made, model = facts["made_with"], facts["model"]
     versions = ", ".join(f"{key} {made[key]}" for key in ("python", "torch", "monai", "albumentations") if key in made)
     chose = ", which chose the checkpoint" if facts["validated"] else ""
+    share = (
+        "\nThe share of the mixture was chosen with five LIVECell validation images besides.\n"
+        if facts["mixed"]
+        else ""
+    )
     return f"""# Model card: teacher
 
 What `cellseg predict my.png` uses unless told otherwise; `cellseg.load("teacher")` in Python,
@@ -162,7 +168,7 @@ What `cellseg predict my.png` uses unless told otherwise; `cellseg.load("teacher
 ```
 
 {facts["minutes"]:.0f} minutes in all; revision {made["revision"]}; {made["cpu"]}; {versions}.
-
+{share}
 ## Scores
 
 Mean over images; the split `val` holds validation images{chose}. {facts["settings"]}
