@@ -3,7 +3,8 @@
 Two commands run side by side, as a user types them: one predicts a folder of tens of thousands of small images, every
 eighth of them by block, with outlines and measurements; one trains with workers that read ahead, looks at validation
 images and saves. Both are interrupted as by ctrl-C when the time is over. Memory is what a command and its workers
-hold of their own and their share of the rest (PSS). Growth is the median of the last tenth of the time over that of
+hold, pages that several hold divided among them (PSS), without pages of files: the share of a library changes
+whenever another program that uses it begins or ends. Growth is the median of the last tenth of the time over that of
 the tenth after the warm-up, which is the first fifth.
 """
 
@@ -70,7 +71,7 @@ def look(work: str, pid: int, began: float, done: int) -> Sample:
     memory = 0
     for one in pids:
         lines = _text(Path(f"/proc/{one}/smaps_rollup")).splitlines()
-        memory += next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+        memory += sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
     handles = sum(len(list(folder.iterdir())) for one in pids if (folder := Path(f"/proc/{one}/fd")).is_dir())
     shared = {line.split()[-1] for one in pids for line in _text(Path(f"/proc/{one}/maps")).splitlines()
               if "/dev/shm/" in line}  # fmt: skip
@@ -242,7 +243,7 @@ def draw(path: Path, samples: Sequence[Sample]) -> None:
         minutes = [sample.seconds / 60 for sample in mine]
         axes[0].plot(minutes, [sample.memory_mb for sample in mine], label=work)
         axes[1].plot(minutes, [sample.handles for sample in mine], label=work)
-    axes[0].set_ylabel("memory (MB, PSS)")
+    axes[0].set_ylabel("memory (MB)")
     axes[1].set_ylabel("open files")
     axes[1].set_xlabel("minutes")
     for axis in axes:
