@@ -153,6 +153,8 @@ class Segmenter:
         zoom = zoom_for(diameter, self.config.reference_diameter)
         source = InMemory(image)
         maps = self.maps_of(source, zoom, Region.whole(decoding_shape(source.shape, zoom)))
+        if not np.ptp(image):  # one grey value holds no cell, whatever a network makes of it
+            return np.zeros(maps.shape[1:], np.int32), maps
         return self.decode(maps, zoom), maps
 
     def maps_of(self, source: Source, zoom: float, region: Region) -> Maps:

@@ -38,8 +38,15 @@ def segmenter(truth, reference):
     return Segmenter(Fixed(maps), ModelConfig(reference_diameter=reference), PredictConfig(), torch.device("cpu"), {})
 
 
+def test_an_image_of_one_grey_value_holds_no_cell_whatever_the_network_says(truth):
+    labels, scores = segmenter(truth, reference=24.0).segment_with_scores(np.full((40, 60), 7, np.uint8), diameter=24.0)
+    assert labels.shape == (40, 60)
+    assert not labels.any()
+    assert len(scores) == 0
+
+
 def test_ids_are_consecutive_also_where_a_cell_is_lost_in_shrinking(truth):
-    small = np.zeros((20, 30), np.uint8)  # shown at twice its size, to the cells of the truth
+    small = np.eye(20, 30, dtype=np.uint8)  # shown at twice its size, to the cells of the truth
     labels, scores = segmenter(truth, reference=24.0).segment_with_scores(small, diameter=12.0)
     assert np.array_equal(np.unique(labels), [0, 1, 2])
     assert len(scores) == 2

@@ -43,7 +43,7 @@ def test_the_file_is_small_and_holds_no_name_of_a_file():
     assert path.stat().st_size <= ship_teacher.LARGEST_MB * 1e6
     with safe_open(path, framework="np") as file:
         metadata = file.metadata()
-    assert set(metadata) == {"format", "model", "about"}
+    assert set(metadata) == {"format", "model", "about", "sha256"}
     assert set(json.loads(metadata["about"])) <= set(ship_teacher.KEPT)
     assert "/" not in metadata["about"]
 
