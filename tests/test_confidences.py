@@ -98,7 +98,7 @@ def segmenter():
 
 @pytest.mark.parametrize("zoom", [1.0, 0.5, 2.0])
 def test_a_cell_scores_its_mean_foreground_probability(segmenter, zoom):
-    image, diameter = np.zeros((64, 64), np.uint8), segmenter.config.reference_diameter / zoom
+    image, diameter = np.eye(64, dtype=np.uint8), segmenter.config.reference_diameter / zoom
     labels, scores = segmenter.segment_with_scores(image, diameter=diameter)
     assert np.array_equal(labels, segmenter.segment(image, diameter=diameter))
     inside = [labels[16, 16], labels[44, 44]]

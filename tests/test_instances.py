@@ -129,7 +129,7 @@ def test_min_size_counts_pixels_at_the_scale_of_the_network(name):
     labels[5:15, 5:15], labels[20:50, 20:50] = 1, 2  # 100 and 900 pixels as the network sees them
     module = representation(name)
     network = Ideal(module.ideal_maps(module.encode(labels)))
-    image = np.zeros((120, 120, 3), np.float32)  # shown at half its size
+    image = np.linspace(0, 1, 43200, dtype=np.float32).reshape(120, 120, 3)  # shown at half its size
     for min_size, count in ((80, 2), (120, 1), (1000, 0)):
         settings = PredictConfig(min_size=min_size)
         segmenter = Segmenter(network, ModelConfig(representation=name), settings, torch.device("cpu"), {})
