@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -61,11 +62,23 @@ def loader(dataset: CropDataset, run: RunConfig) -> Callable[[int], Crops]:
     def batch(step: int) -> Crops:
         if ahead.get("next") != step:
             order = range(step, run.train.steps * run.train.accumulate)
-            ahead["iterator"] = iter(
-                DataLoader(dataset, batch_size=None, sampler=order, num_workers=run.train.workers, pin_memory=False)
-            )
+            ahead["iterator"] = _read_ahead(dataset, order, run.train.workers)
         ahead["next"] = step + 1
         crops: Crops = next(ahead["iterator"])
         return crops
 
     return batch
+
+
+def _read_ahead(dataset: CropDataset, order: Sequence[int], workers: int) -> Iterator[Crops]:
+    """Yield batches that other processes prepare.
+
+    They begin as copies that share the memory of this one. Python's garbage collector writes to every object it looks
+    at, and what is written to is shared no more: so while they work, no collector looks at what was there before.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield from DataLoader(dataset, batch_size=None, sampler=order, num_workers=workers, pin_memory=False)
+    finally:
+        gc.unfreeze()

@@ -1,3 +1,4 @@
+import gc
 import json
 import math
 from dataclasses import replace
@@ -8,7 +9,7 @@ import tifffile
 import torch
 
 from cellseg.adapt import adapt, ramp
-from cellseg.batches import gather
+from cellseg.batches import crops, gather, loader
 from cellseg.checkpoint import load_state, load_weights
 from cellseg.config import Selection, check_config
 from cellseg.core import CellsegError, Record
@@ -110,6 +111,15 @@ def test_two_and_two_steps_are_four_bit_for_bit(index, teacher, tmp_path, monkey
 def test_workers_do_not_change_the_result(index, teacher, tmp_path):
     again = train(make_run(index, train={"workers": 1}), tmp_path / "w", device="cpu")
     assert equal(weights(teacher), weights(again))
+
+
+def test_no_garbage_is_collected_from_memory_shared_with_workers(index):
+    batches = loader(crops(run := make_run(index, train={"workers": 1}), gather(run.data.train), seed=0), run)
+    before = gc.get_freeze_count()
+    batches(0)
+    assert gc.get_freeze_count() > before
+    del batches
+    assert gc.get_freeze_count() == before == 0
 
 
 def test_alpha_zero_is_plain_fine_tuning_and_a_large_alpha_stays(index, teacher, tmp_path):
