@@ -72,6 +72,8 @@ _SETTINGS: dict[str, Any] = {
     "distributed.comm.timeouts.connect": f"{_PATIENCE_S}s",
     "distributed.scheduler.allowed-failures": 2,
     "distributed.worker.use-file-locking": False,
+    # Left out: MALLOC_TRIM_THRESHOLD_, which gives freed memory back at once; networks wait for it a third of the time.
+    "distributed.nanny.pre-spawn-environ": dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), 1),
 }
 
 
