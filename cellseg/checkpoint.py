@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from cellseg.config import ModelConfig
@@ -41,10 +41,7 @@ def save_weights(path: str | Path, model: nn.Module, config: ModelConfig, about:
     metadata = {"format": "cellseg-1", "model": config.model_dump_json(), "about": json.dumps(about, sort_keys=True)}
     metadata[CHECKSUM] = sha256_of([tensors, metadata])
     with atomic_path(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata)
-        except SafetensorError as error:  # of a full disk it makes one of these
-            raise OSError(str(error)) from error
+        temporary.write_bytes(save(tensors, metadata))  # save_file makes a file that its owner alone may read
 
 
 def load_weights(path: str | Path) -> tuple[Network, ModelConfig, dict[str, Any]]:

@@ -108,6 +108,10 @@ def test_two_and_two_steps_are_four_bit_for_bit(index, teacher, tmp_path, monkey
     assert all(summary[name] > spent > 0 for name, spent in saved["spent"].items())
 
 
+def test_who_may_read_the_log_may_read_the_weights(teacher):
+    assert (teacher / "best.safetensors").stat().st_mode == (teacher / "log.jsonl").stat().st_mode
+
+
 def test_workers_do_not_change_the_result(index, teacher, tmp_path):
     again = train(make_run(index, train={"workers": 1}), tmp_path / "w", device="cpu")
     assert equal(weights(teacher), weights(again))
