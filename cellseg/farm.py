@@ -274,13 +274,15 @@ class _Farm:
 
 
 def _agreed(client: Client, recipe: Recipe, told: Told) -> Recipe:
-    """Let one worker load the model, as all others must have it."""
+    """Let all workers load the model, at the same time; all must have that of the first."""
     recipe = replace(recipe, run=uuid.uuid4().hex, fingerprint="")
     with _reaching_the_cluster():
-        if not client.nthreads():
+        workers = list(client.nthreads())
+        if not workers:
             told.notice("the cluster has no workers yet, waiting for one")
-        future = client.submit(farm_tasks.greet, recipe, pure=False)
-    fingerprint, version = _result(future, "a worker, before any image")
+        where = [{"workers": [one], "allow_other_workers": True} for one in workers] or [{}]
+        greetings = [client.submit(farm_tasks.greet, recipe, pure=False, **one) for one in where]
+    fingerprint, version = _result(greetings[0], "a worker, before any image")
     if version != cellseg.__version__:
         raise CellsegError(
             f"the workers have cellseg {version}, but here it is {cellseg.__version__}; install the same everywhere"

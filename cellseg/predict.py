@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -153,8 +153,6 @@ class Segmenter:
         zoom = zoom_for(diameter, self.config.reference_diameter)
         source = InMemory(image)
         maps = self.maps_of(source, zoom, Region.whole(decoding_shape(source.shape, zoom)))
-        if not np.ptp(image):  # one grey value holds no cell, whatever a network makes of it
-            return np.zeros(maps.shape[1:], np.int32), maps
         return self.decode(maps, zoom), maps
 
     def maps_of(self, source: Source, zoom: float, region: Region) -> Maps:
@@ -276,7 +274,15 @@ class Segmenter:
 
     def _flipped(self, source: Source, region: Region, axes: tuple[int, ...] = ()) -> Maps:
         grid = window_grid(source.shape, self.settings.tile, self.settings.overlap, axes)
-        return blend(partial(self._look, axes=axes), source, region, grid, self.kept, str(axes), self.most)
+        look = partial(self._look, axes=axes)
+        memory = self.kept.of(source.key, str(axes))
+        return blend(look, source, region, grid, memory, self.most, self._nothing)
+
+    @cached_property
+    def _nothing(self) -> torch.Tensor:
+        """Raw maps ``(K, 1, 1)`` of a pixel of background."""
+        module = representation(self.config.representation)
+        return torch.from_numpy(module.ideal_maps(module.encode(np.zeros((1, 1), np.int32))))
 
     @property
     def _small(self) -> int:

@@ -28,6 +28,12 @@ from cellseg.sources import Source
 Row = dict[Region, torch.Tensor | None]
 """The windows of a row from left to right, with their maps where these are known."""
 
+Memory = tuple[Callable[[Region], torch.Tensor | None], Callable[[Region, torch.Tensor], None]]
+"""What looks the maps of a window up, and what keeps them."""
+
+SAME = 1e-5
+"""Largest difference between the pixels of a window that counts as none, in units of the normalised range."""
+
 KEPT_BYTES = 2**28
 """Memory for the maps of windows seen lately: two rows of windows of a slide 20,000 pixels wide."""
 
@@ -49,9 +55,7 @@ class Kept:
         """Send none of it along to another process."""
         return Kept, (self._limit,)
 
-    def of(
-        self, key: str, view: str
-    ) -> tuple[Callable[[Region], torch.Tensor | None], Callable[[Region, torch.Tensor], None]]:
+    def of(self, key: str, view: str) -> Memory:
         """Return what looks a window of a source and view up, and what keeps its maps; nothing of one without key."""
         if not key:
             return lambda window: None, lambda window, maps: None
@@ -83,7 +87,13 @@ class Kept:
 
 
 def blend(
-    look: Look, source: Source, region: Region, grid: Grid, kept: Kept, view: str = "", most: Most | None = None
+    look: Look,
+    source: Source,
+    region: Region,
+    grid: Grid,
+    memory: Memory,
+    most: Most | None = None,
+    nothing: torch.Tensor | None = None,
 ) -> Maps:
     """Compute the raw maps of a region from all windows that touch it.
 
@@ -97,10 +107,12 @@ def blend(
         Inside the image.
     grid : Grid
         The windows of the whole image.
-    kept : Kept
-        Windows of sources with a key are taken from here and put here.
-    view : str
-        Tells looks at the same source apart.
+    memory : Memory
+        Where the maps of windows are taken from and put: :meth:`Kept.of` the source.
+    most : Most, optional
+        How many windows the network is shown at once; one by default.
+    nothing : Tensor, shape (K, 1, 1), optional
+        Raw maps of background. A window of one colour gets them unseen, whatever a network would make of it.
 
     Returns
     -------
@@ -109,9 +121,9 @@ def blend(
     """
     weight = importance(grid.window)
     total, count = None, np.zeros(region.shape, np.float32)
-    recall, keep = kept.of(source.key, view)
+    recall, keep = memory
     show = partial(look_in_batches, look, most=most or Most())
-    for window, maps in _windows(show, source, _rows(region, grid, recall), keep):
+    for window, maps in _windows(show, source, _rows(region, grid, recall), keep, nothing):
         here = window.common(region)
         inner, outer = here.within(window), here.within(region)
         part = maps[:, inner.rows, inner.columns].float().numpy()
@@ -140,6 +152,7 @@ def _windows(
     source: Source,
     rows: Iterable[Row],
     keep: Callable[[Region, torch.Tensor], None],
+    nothing: torch.Tensor | None,
 ) -> Iterator[tuple[Region, torch.Tensor]]:
     """Yield the windows of some rows with their maps ``(K, h, w)``.
 
@@ -147,14 +160,23 @@ def _windows(
     sees the row before.
     """
     for row, pixels in prefetch(partial(_pixels, source), rows):
-        new = look(pixels())
-        for window, maps in row.items():
+        read = pixels()
+        unseen = [nothing if nothing is not None and is_of_one_colour(window) else None for window in read]
+        new = look([window for window, maps in zip(read, unseen, strict=True) if maps is None])
+        found = iter(unseen)
+        for window, known in row.items():
+            maps = known
             if maps is None:
-                found = next(new)
-                keep(window, found)
-                yield window, found
-            else:
-                yield window, maps
+                blank = next(found)
+                maps = next(new) if blank is None else blank
+                keep(window, maps)
+            yield window, maps.expand(-1, *window.shape)
+
+
+def is_of_one_colour(image: Image) -> bool:
+    """Whether all pixels of a normalised image ``(h, w, 3)`` have the same values, but for rounding."""
+    first = image[0]  # told by one row, where there is something to see
+    return bool(np.ptp(first, axis=0).max() < SAME and np.ptp(image, axis=(0, 1)).max() < SAME)
 
 
 def _rows(region: Region, grid: Grid, known: Callable[[Region], torch.Tensor | None]) -> Iterator[Row]:

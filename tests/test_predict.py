@@ -76,6 +76,7 @@ def test_augmentation_averages_four_flips_and_two_scales_and_turns_vectors_back(
     one = Segmenter(network, ModelConfig(), settings, torch.device("cpu"), {})
     image = np.zeros((40, 64, 3), np.float32)
     image[:, :, :] = 0.5
+    image[..., 2] = np.linspace(0, 1, 64)
     maps = one.maps(image)
     assert sorted(network.shapes) == [(28, 45), *[(40, 64)] * 4, (57, 91)]
     assert maps.shape == (3, 40, 64)
@@ -102,7 +103,9 @@ class Precise(nn.Module):
 def test_precision_is_that_of_the_settings(precision, dtype):
     network, settings = Precise(), PredictConfig(precision=precision)
     one = Segmenter(network, ModelConfig(), settings, torch.device("cpu"), {})
-    maps = one.maps(np.full((40, 50, 3), 0.25, np.float32))
+    image = np.full((40, 50, 3), 0.25, np.float32)
+    image[0, 0] = (0, 0.25, 0.5)
+    maps = one.maps(image)
     assert network.dtype == dtype
     assert maps.dtype == np.float32
     assert np.all(maps == 0.75)  # exact in either

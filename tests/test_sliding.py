@@ -7,9 +7,10 @@ import pytest
 import torch
 from monai.inferers.utils import sliding_window_inference
 
+from cellseg import sliding
 from cellseg.blocks import Region, window_grid
 from cellseg.halving import Most
-from cellseg.sliding import Kept, blend
+from cellseg.sliding import Kept
 from cellseg.sources import InMemory
 
 
@@ -32,6 +33,10 @@ class Watched(InMemory):
     def read(self, region):
         self.__dict__.setdefault("regions", []).append(region)
         return super().read(region)
+
+
+def blend(look, source, region, grid, kept, view="", **more):
+    return sliding.blend(look, source, region, grid, kept.of(source.key, view), **more)
 
 
 def look(network, images, seen=None):
@@ -82,6 +87,25 @@ def test_only_windows_that_touch_are_looked_at_and_kept_ones_not_again(network, 
     assert len(seen) == 6
     blend(partial(look, network, seen=seen), InMemory(image), Region(0, 30, 40, 110), grid, kept)
     assert len(seen) == 9  # without a key nothing is kept
+
+
+def test_windows_of_one_colour_are_not_shown_and_hold_nothing(network, image):
+    empty = image.copy()
+    empty[:, 90:] = (0.2, 0.7, 1.3)
+    empty[100, 120] += 1e-6  # rounding
+    seen, kept = [], Kept()
+    grid = window_grid(image.shape[:2], 64, 0.25)  # rows at 0, 48, 86; columns at 0, 48, 96, 144, 147
+    nothing = torch.tensor([-8.0, 0.5])[:, None, None]
+    see = partial(look, network, seen=seen)
+    maps = blend(see, InMemory(empty, "a"), Region.whole(image.shape), grid, kept, nothing=nothing)
+    assert len(seen) == 6
+    assert np.all(maps[0, :, 112:] == -8)
+    assert np.all(maps[1, :, 112:] == 0.5)
+    again = blend(see, InMemory(empty, "a"), Region(20, 80, 120, 200), grid, kept, nothing=nothing)
+    assert len(seen) == 6  # what holds nothing is kept too
+    assert np.array_equal(again, maps[:, 20:120, 80:200])
+    assert len(blend(see, InMemory(empty), Region.whole(image.shape), grid, kept)) == 2
+    assert len(seen) == 6 + 15
 
 
 def test_what_was_not_asked_for_longest_goes_first():
