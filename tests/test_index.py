@@ -6,7 +6,8 @@ import pytest
 
 from cellseg.config import Selection
 from cellseg.core import CellsegError, Record
-from cellseg.datasets.index import COLUMNS, Finding, PrepareReport, read_index, select, write_index, write_prepared
+from cellseg.datasets.index import COLUMNS, PrepareReport, read_index, select, write_index, write_prepared
+from cellseg.datasets.left_out import Finding
 
 
 def record(folder: Path, name: str, **changes) -> Record:

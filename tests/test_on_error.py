@@ -14,7 +14,8 @@ from cellseg.config import ModelConfig, NormalizeConfig, PredictConfig, check_co
 from cellseg.core import CellsegError
 from cellseg.datasets.folder import prepare_folder
 from cellseg.datasets.index import read_index, select
-from cellseg.datasets.left_out import NAME, count_left_out, without_unreadable
+from cellseg.datasets.left_out import NAME, count_left_out
+from cellseg.datasets.unreadable import without_unreadable
 from cellseg.images import write_labels
 from cellseg.predict import Segmenter
 

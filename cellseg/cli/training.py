@@ -108,7 +108,7 @@ def _readable(run: RunConfig, on_error: str) -> RunConfig:
     """With ``skip``, leave out what cannot be read before anything starts, and name it; else such a file will stop."""
     if on_error == "stop":
         return run
-    from cellseg.datasets.left_out import without_unreadable
+    from cellseg.datasets.unreadable import without_unreadable
 
     run, problems = without_unreadable(run)
     for problem in problems:

@@ -28,7 +28,8 @@ from typing import Any, TypeVar
 from numpy.typing import NDArray
 
 from cellseg.core import CellsegError, LabelKind, Record
-from cellseg.datasets.index import Finding, PrepareReport, write_prepared
+from cellseg.datasets.index import PrepareReport, write_prepared
+from cellseg.datasets.left_out import Finding
 from cellseg.datasets.rows import mark_partial, split_validation
 from cellseg.images import IMAGE_SUFFIXES, find_images, read_image, read_labels
 from cellseg.labels import count_instances, median_diameter, split_disconnected

@@ -19,7 +19,7 @@ from typing import cast
 
 from cellseg.config import Selection
 from cellseg.core import CellsegError, LabelKind, Record
-from cellseg.datasets.left_out import write_left_out
+from cellseg.datasets.left_out import Finding, write_left_out
 from cellseg.datasets.listed import read_names
 from cellseg.files import write_text
 from cellseg.memory import require_file
@@ -41,25 +41,6 @@ COLUMNS = (
 """The columns of an index, in the order in which they are written."""
 
 LABEL_KINDS = ("instances", "partial", "foreground", "")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something the user should know about their data.
-
-    Attributes
-    ----------
-    kind : str
-        Short name shared by findings of the same sort, such as ``size mismatch``.
-    subject : str
-        The file or id it is about.
-    message : str
-        What was found and what was done about it.
-    """
-
-    kind: str
-    subject: str
-    message: str
 
 
 @dataclass

@@ -1,28 +1,40 @@
-"""What to do about files that cannot be used: name them in a list of their own, stop, or go on without them."""
+"""What was odd about files; those that cannot be used are listed beside the index, or no index is written."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from cellseg.config import RunConfig, Selection
-from cellseg.core import CellsegError, Record
+from cellseg.core import CellsegError
 from cellseg.files import write_text
-from cellseg.images import read_image, read_labels, read_size
-from cellseg.progress import track
-from cellseg.windows import has_windows, is_slide
-
-if TYPE_CHECKING:
-    from cellseg.datasets.index import Finding
 
 NAME = "left_out.csv"
 """Beside ``index.csv`` where files could not be used; not there when all could."""
 
 BAD_FILES = frozenset({"unreadable", "unreadable image", "size mismatch", "unusable labels", "impossible annotations"})
 """Kinds of findings that say that an image, or its labels, could not be used."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something the user should know about their data.
+
+    Attributes
+    ----------
+    kind : str
+        Short name shared by findings of the same sort, such as ``size mismatch``.
+    subject : str
+        The file or id it is about.
+    message : str
+        What was found and what was done about it.
+    """
+
+    kind: str
+    subject: str
+    message: str
 
 
 def write_left_out(folder: Path, findings: Iterable[Finding]) -> None:
@@ -63,56 +75,3 @@ def stop_on_left_out(index: Path) -> None:
             f"{count} images or label files cannot be used, and no index is written; all are in {index.parent / NAME}, "
             f"the first is {first[:300]}. Mend or remove them, or give --on-error skip"
         )
-
-
-def without_unreadable(run: RunConfig) -> tuple[RunConfig, list[str]]:
-    """Read every image that a run learns from or is validated on, and leave out those that cannot be read.
-
-    Parameters
-    ----------
-    run : RunConfig
-        Its ``data`` names the images.
-
-    Returns
-    -------
-    run : RunConfig
-        The same with the unreadable images in ``without`` of their selections: the run says what it did not use.
-    problems : list of str
-        A line an image.
-
-    Raises
-    ------
-    CellsegError
-        As :func:`cellseg.datasets.index.select`: a file that is not there at all is a mistake of the index.
-    """
-    from cellseg.datasets.index import select
-
-    problems: dict[str, None] = {}
-    changed: dict[str, tuple[Selection, ...]] = {}
-    for name in ("train", "val", "unlabelled", "replay", "fisher"):
-        selections = []
-        for selection in getattr(run.data, name):
-            records = select(selection)
-            found = {record.id: problem for record in track(records, f"reading {name}", len(records))
-                     if (problem := _problem(record))}  # fmt: skip
-            problems |= dict.fromkeys(found.values())
-            selections.append(selection.model_copy(update={"without": (*selection.without, *found)}))
-        changed[name] = tuple(selections)
-    return run.model_copy(update={"data": run.data.model_copy(update=changed)}), list(problems)
-
-
-def _problem(record: Record) -> str:
-    """Say why an image or its labels cannot be used; empty where they can. Of a slide only the header is read."""
-    try:
-        for path, read in ((record.image, read_image), (record.labels, read_labels)):
-            if path is None:
-                continue
-            if is_slide(record.height, record.width) and has_windows(path):
-                size = read_size(path) if path.suffix != ".npy" else (record.height, record.width)
-            else:
-                size = read(path).shape[:2]
-            if size != (record.height, record.width):
-                return f"{path}: is {size}, but the index says {(record.height, record.width)}"
-    except CellsegError as error:
-        return " ".join(str(error).split())
-    return ""

@@ -22,7 +22,8 @@ from typing import TypeVar
 
 from cellseg.core import CellsegError, Record
 from cellseg.datasets import coco
-from cellseg.datasets.index import Finding, PrepareReport, write_prepared
+from cellseg.datasets.index import PrepareReport, write_prepared
+from cellseg.datasets.left_out import Finding
 from cellseg.images import IMAGE_SUFFIXES, read_size, write_labels
 from cellseg.labels import median_diameter
 from cellseg.memory import require_room

@@ -25,8 +25,9 @@ from typing import NamedTuple
 import numpy as np
 
 from cellseg.core import CellsegError, LabelKind, Record
-from cellseg.datasets.index import Finding, PrepareReport, write_prepared
+from cellseg.datasets.index import PrepareReport, write_prepared
 from cellseg.datasets.inspection import Inspected, inspect_image, rewrite_labels
+from cellseg.datasets.left_out import Finding
 from cellseg.datasets.modality import cluster, describe, read_modalities
 from cellseg.datasets.rows import mark_partial, read_partial
 from cellseg.files import write_text

@@ -1,8 +1,8 @@
 """Instance overlap, matching and the rules of counting; torch-free."""
 
-from cellseg.metrics.matching import THRESHOLDS, count_matches, match
+from cellseg.metrics.matching import THRESHOLDS, count_matches
 from cellseg.metrics.overlap import Overlap, overlap
-from cellseg.metrics.rules import neurips_f1
+from cellseg.metrics.rules import match, neurips_f1
 from cellseg.metrics.summary import aji, count_errors, foreground_dice, seg
 
 __all__ = [

@@ -9,62 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fractions import Fraction
-from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from cellseg.core import CellsegError, Counts
-from cellseg.metrics.overlap import IntArray, Overlap, overlap
-
-Rule = Literal["plain", "neurips"]
+from cellseg.metrics.overlap import IntArray, Overlap
 
 THRESHOLDS: tuple[float, ...] = tuple(i / 20 for i in range(10, 20))
 """IoU 0.50, 0.55, …, 0.95 as i/20; ``np.arange(.5, 1, .05)`` is off in 8 of these 10 values."""
 
 
-def match(
-    labels_true: ArrayLike, labels_pred: ArrayLike, thresholds: Iterable[float] = THRESHOLDS, rule: Rule = "plain"
-) -> tuple[Counts, ...]:
-    """Count matched and unmatched cells of one pair of label images at each IoU threshold.
-
-    Parameters
-    ----------
-    labels_true, labels_pred : int or bool (H, W)
-        Label images (see :func:`cellseg.metrics.overlap.overlap`).
-    thresholds : iterable of float in (0, 1]
-        A pair is a match at IoU ≥ threshold. Each is read as the nearest fraction with a denominator of at
-        most a million, so 0.6 and 0.6000000000000001 both mean 3/5, and pixels are compared with it as integers.
-    rule : {"plain", "neurips"}
-        ``plain`` removes nothing; ``neurips`` is the challenge's (see :func:`cellseg.metrics.rules.match_neurips`).
-
-    Returns
-    -------
-    tuple of Counts
-        One for each threshold, in the order given.
-
-    Raises
-    ------
-    CellsegError
-        If the arrays are not label images of one shape, a threshold is outside (0, 1] or the rule is unknown.
-
-    Examples
-    --------
-    >>> match([[1, 1, 0, 0]], [[0, 5, 5, 0]], (0.3, 0.5))
-    (Counts(threshold=0.3, tp=1, fp=0, fn=0, iou_sum=0.3333333333333333), Counts(threshold=0.5, tp=0, fp=1, fn=1, iou_sum=0.0))
-    """  # noqa: E501
-    thresholds = tuple(thresholds)
-    if rule == "neurips":
-        from cellseg.metrics.rules import match_neurips
-
-        return match_neurips(labels_true, labels_pred, thresholds)
-    if rule != "plain":
-        raise CellsegError(f"rule of a pair of label images must be 'plain' or 'neurips', not {rule!r}")
-    return count_matches(overlap(labels_true, labels_pred), thresholds)
-
-
 def count_matches(table: Overlap, thresholds: Iterable[float] = THRESHOLDS) -> tuple[Counts, ...]:
-    """Count matches of an overlap table at each threshold; see :func:`match`."""
+    """Count matches of an overlap table at each threshold; see :func:`cellseg.metrics.match`."""
     iou = table.iou
     counts = []
     for exact in map(exact_threshold, thresholds):

@@ -1,20 +1,61 @@
-"""The counting rule of the NeurIPS 2022 cell segmentation challenge, result for result.
+"""Match two label images by a rule: plain, or that of the NeurIPS 2022 cell segmentation challenge, result for result.
 
-Source: ``baseline/compute_metric.py`` of github.com/JunMa11/NeurIPS-CellSeg (commit 3128e96). Where that
+Source of the latter: ``baseline/compute_metric.py`` of github.com/JunMa11/NeurIPS-CellSeg (commit 3128e96). Where that
 script has no result, because it fails or skips, ours is defined here and said.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cellseg.core import Counts
+from cellseg.core import CellsegError, Counts
 from cellseg.metrics.matching import THRESHOLDS, count_matches
 from cellseg.metrics.overlap import IntArray, Overlap, overlap
+
+Rule = Literal["plain", "neurips"]
+
+
+def match(
+    labels_true: ArrayLike, labels_pred: ArrayLike, thresholds: Iterable[float] = THRESHOLDS, rule: Rule = "plain"
+) -> tuple[Counts, ...]:
+    """Count matched and unmatched cells of one pair of label images at each IoU threshold.
+
+    Parameters
+    ----------
+    labels_true, labels_pred : int or bool (H, W)
+        Label images (see :func:`cellseg.metrics.overlap.overlap`).
+    thresholds : iterable of float in (0, 1]
+        A pair is a match at IoU ≥ threshold. Each is read as the nearest fraction with a denominator of at
+        most a million, so 0.6 and 0.6000000000000001 both mean 3/5, and pixels are compared with it as integers.
+    rule : {"plain", "neurips"}
+        ``plain`` removes nothing; ``neurips`` is the challenge's (see :func:`match_neurips`).
+
+    Returns
+    -------
+    tuple of Counts
+        One for each threshold, in the order given.
+
+    Raises
+    ------
+    CellsegError
+        If the arrays are not label images of one shape, a threshold is outside (0, 1] or the rule is unknown.
+
+    Examples
+    --------
+    >>> match([[1, 1, 0, 0]], [[0, 5, 5, 0]], (0.3, 0.5))
+    (Counts(threshold=0.3, tp=1, fp=0, fn=0, iou_sum=0.3333333333333333), Counts(threshold=0.5, tp=0, fp=1, fn=1, iou_sum=0.0))
+    """  # noqa: E501
+    thresholds = tuple(thresholds)
+    if rule == "neurips":
+        return match_neurips(labels_true, labels_pred, thresholds)
+    if rule != "plain":
+        raise CellsegError(f"rule of a pair of label images must be 'plain' or 'neurips', not {rule!r}")
+    return count_matches(overlap(labels_true, labels_pred), thresholds)
+
 
 BORDER = 2
 """Outer rows and columns in pixels; a cell with one pixel there is not scored."""
