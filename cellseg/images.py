@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = frozenset({".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp"})
 """File name endings, in lower case, that are taken for images."""
 
+OVERLAY_SUFFIX = ".overlay.png"
+"""Ending of the pictures that are drawn for people beside label images, and never taken for either."""
+
 CLIP_RANGE = (-1.0, 2.0)
 """Where rule ``percentile`` clips, so that a few hot pixels cannot dominate the network's statistics."""
 
@@ -51,16 +54,18 @@ _HUGE = 1e37
 def find_images(folder: str | Path) -> list[Path]:
     """List the files of a folder that end in one of :data:`IMAGE_SUFFIXES` in any case, sorted by name.
 
-    Sub-folders and hidden files are left out. Raises CellsegError if the folder does not exist.
+    Sub-folders, hidden files and pictures of results are left out. Raises CellsegError if the folder does not exist.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise CellsegError(f"{folder}: no such folder of images")
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
+    return sorted(path for path in folder.iterdir() if is_image_name(path.name) and path.is_file())
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is to be read as an image."""
+    is_picture = name.startswith(".") or name.endswith(OVERLAY_SUFFIX)
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES and not is_picture
 
 
 def read_image(path: str | Path, page: int = 0) -> NDArray[Any]:

@@ -10,11 +10,21 @@ import roifile
 from scipy import ndimage
 
 from cellseg.core import CellsegError
-from cellseg.images import read_image, read_labels
-from cellseg.outputs import OUTLINE_FORMATS, cell_polygons, write_geojson, write_outputs, write_rois
+from cellseg.images import find_images, read_image, read_labels
+from cellseg.labels import outlines
+from cellseg.outputs import (
+    OUTLINE_FORMATS,
+    FilePixels,
+    cell_polygons,
+    write_geojson,
+    write_outputs,
+    write_overlay,
+    write_rois,
+)
 from cellseg.outputs.cells import cell_blocks, find_boxes
 from cellseg.outputs.polygons import trace
 from cellseg.outputs.rois import to_roi
+from cellseg.windows import write_tiled
 
 
 def mask_of(text):
@@ -292,11 +302,51 @@ def test_write_outputs_gives_scores_to_qupath_without_a_table(tmp_path, labels):
     ]  # fmt: skip
 
 
+def test_an_overlay_is_the_image_with_outlines_one_pixel_wide(tmp_path):
+    labels = np.zeros((90, 100), np.int32)
+    labels[20:40, 30:60], labels[40:70, 30:60] = 1, 2
+    image = np.where(labels > 0, 3000, 100).astype(np.uint16)
+    (path,) = write_outputs(tmp_path / "a.tif", labels, formats=["png"], image=image)
+    drawn = read_image(path)
+    assert path.name == "a.overlay.png"
+    assert drawn.shape == (900, 1000, 3)  # small images are enlarged
+    orange = (drawn == (230, 153, 0)).all(axis=-1)
+    assert np.array_equal(orange, outlines(labels.repeat(10, 0).repeat(10, 1)))
+    rest = drawn[~orange]
+    assert set(map(tuple, np.unique(rest, axis=0))) == {(0, 0, 0), (255, 255, 255)}
+    assert find_images(tmp_path) == []  # it is never taken for an image, or for labels
+
+
+def test_an_overlay_of_colours_shows_them_as_they_are(tmp_path):
+    image = np.zeros((1200, 1000, 3), np.uint8)
+    image[:] = (180, 90, 150)
+    write_overlay(tmp_path / "a.png", np.zeros((1200, 1000), np.int32), image)
+    assert np.array_equal(read_image(tmp_path / "a.png"), image)
+
+
+def test_an_overlay_of_a_slide_is_a_small_one_and_read_by_bands(tmp_path, monkeypatch):
+    monkeypatch.setattr("cellseg.outputs.overlays.MAX_SIDE", 100)
+    labels = np.zeros((950, 1003), np.int32)
+    labels[300:600, 400:700] = 9
+    image = (np.indices(labels.shape).sum(0) % 2 * 100 + np.where(labels > 0, 50, 0)).astype(np.uint8)
+    for name in ("labels", "image"):
+        write_tiled(tmp_path / f"{name}.tif", {"labels": labels, "image": image}[name])
+    parts = [FilePixels(tmp_path / f"{name}.tif", labels.shape) for name in ("labels", "image")]
+    write_overlay(tmp_path / "a.png", *parts)
+    drawn = read_image(tmp_path / "a.png")
+    assert drawn.shape == (86, 91, 3)  # eleven pixels as one
+    inside, outside = drawn[35:50, 45:60, 0], drawn[:20, :20, 0]
+    assert inside.min() > outside.max()
+    assert np.ptp(outside) < 30  # averaged, not sampled
+    assert (drawn == (230, 153, 0)).all(axis=-1).sum() == 4 * 26  # of a square of 27
+
+
 def test_write_outputs_refuses_what_it_cannot_do(tmp_path, labels):
-    with pytest.raises(CellsegError, match="unknown format 'svg'; known: geojson, roi"):
+    with pytest.raises(CellsegError, match="unknown format 'svg'; known: geojson, roi, png"):
         write_outputs(tmp_path / "a.tif", labels, formats=["svg", *OUTLINE_FORMATS])
-    with pytest.raises(CellsegError, match="wanted the raw image"):
-        write_outputs(tmp_path / "a.tif", labels, table_suffix=".csv")
+    for wish in ({"table_suffix": ".csv"}, {"formats": ["png"]}):
+        with pytest.raises(CellsegError, match="wanted the raw image"):
+            write_outputs(tmp_path / "a.tif", labels, **wish)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -305,6 +355,6 @@ def test_real_labels_come_back_from_qupath_and_imagej(tmp_path, shared_data):
     path = min((shared_data / "dsb2018" / "labels").iterdir())
     labels = read_labels(path)
     assert read_image(path).shape == labels.shape
-    write_outputs(tmp_path / "a.tif", labels, formats=list(OUTLINE_FORMATS))
+    write_outputs(tmp_path / "a.tif", labels, formats=list(OUTLINE_FORMATS), image=read_image(path))
     assert np.array_equal(from_geojson(tmp_path / "a.geojson", labels.shape), labels)
     assert np.array_equal(from_rois(tmp_path / "a.rois.zip", labels.shape), labels)

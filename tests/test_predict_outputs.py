@@ -45,10 +45,10 @@ def names(folder):
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_outlines_and_tables_of_a_folder(images, tmp_path, suffix):
     table = tmp_path / f"cells.{suffix}"
-    done = predict(images, "--format", "geojson,roi", "--measure", table)
+    done = predict(images, "--format", "geojson,roi,png", "--measure", table)
     assert done.exit_code == 0, done.output
     out = tmp_path / "out"
-    endings = [f"cells.{suffix}", "geojson", "rois.zip", "scores.csv", "tif"]
+    endings = [f"cells.{suffix}", "geojson", "overlay.png", "rois.zip", "scores.csv", "tif"]
     assert names(out) == [f"{name}.{ending}" for name in ("full", "none") for ending in endings]
     assert np.array_equal(read_labels(out / "full.tif"), four_disks())
     features = json.loads((out / "full.geojson").read_text())["features"]

@@ -11,10 +11,11 @@ from report_runs import squares, write_images, write_run
 
 from cellseg.core import CellsegError
 from cellseg.metrics.statistics import Difference
+from cellseg.outputs.overlays import TRUE_COLOUR, draw_outlines
 from cellseg.report.changes import Change, mean_f1, measure_change
 from cellseg.report.curves import draw_path, make_charts, place_dots, plain, round_up, thin_out
 from cellseg.report.drawing import encode_image, trace_outlines
-from cellseg.report.picture import TRUE_COLOUR, draw_outlines, write_picture_of_runs
+from cellseg.report.picture import write_picture_of_runs
 from cellseg.report.runs import differing, flatten, list_evaluations, read_methods, read_records
 from cellseg.report.views import make_views, pick_images
 from cellseg.report.words import (

@@ -145,7 +145,8 @@ def _write_sheet(path: Path, segmenter: Segmenter, chosen: list[Doubt], criterio
     import numpy as np
 
     from cellseg.instances.interface import renumber
-    from cellseg.report.picture import PRED_COLOUR, TRUE_COLOUR, draw_outlines, write_picture
+    from cellseg.outputs.overlays import PRED_COLOUR, TRUE_COLOUR, draw_outlines
+    from cellseg.report.picture import write_picture
     from cellseg.suggest import picture_of
 
     plain, drawn = {}, {}

@@ -1,4 +1,4 @@
-"""What ``cellseg predict`` writes beside the label images: outlines for QuPath and Fiji, tables of cells."""
+"""What ``cellseg predict`` writes beside the label images: outlines for QuPath and Fiji, pictures, tables of cells."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Formats = Annotated[
     list[str] | None,
     typer.Option(
         "--format",
-        help="Of the label image, tif or zarr (OME-Zarr with a pyramid), and of outlines beside it, geojson for QuPath "
-        "and roi for Fiji; several with commas: zarr,geojson.",
+        help="Of the label image, tif or zarr (OME-Zarr with a pyramid), and of outlines beside it: png to look at, "
+        "geojson for QuPath, roi for Fiji; several with commas: tif,png.",
     ),
 ]
 Measure = Annotated[
@@ -63,7 +63,7 @@ class Wanted:
             open_pixels(labels_path),
             formats=self.formats,
             table_suffix=None if self.measure is None else self.measure.suffix.lower(),
-            image=None if self.measure is None else open_pixels(image_path),
+            image=open_pixels(image_path) if self.measure is not None or "png" in self.formats else None,
             scores=scores,
         )
 

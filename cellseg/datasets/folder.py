@@ -31,7 +31,7 @@ from cellseg.core import CellsegError, LabelKind, Record
 from cellseg.datasets.index import PrepareReport, write_prepared
 from cellseg.datasets.left_out import Finding
 from cellseg.datasets.rows import mark_partial, split_validation
-from cellseg.images import IMAGE_SUFFIXES, find_images, read_image, read_labels
+from cellseg.images import IMAGE_SUFFIXES, find_images, is_image_name, read_image, read_labels
 from cellseg.labels import count_instances, median_diameter, split_disconnected
 from cellseg.progress import track
 from cellseg.windows import has_windows, is_slide, write_tiled
@@ -226,7 +226,7 @@ def _label_files(folder: Path) -> list[Path]:
     return sorted(
         file
         for file in folder.iterdir()
-        if file.suffix.lower() in IMAGE_SUFFIXES | {".npy"} and not file.name.startswith(".") and file.is_file()
+        if (is_image_name(file.name) or (file.suffix.lower() == ".npy" and file.name[0] != ".")) and file.is_file()
     )
 
 

@@ -1,7 +1,7 @@
-"""Cells in the forms that other programs read: outlines for QuPath and Fiji, and tables of measurements.
+"""Cells in the forms that others read: outlines for QuPath and Fiji, pictures for people, and tables of measurements.
 
-Labels ``a.tif`` get ``a.geojson``, ``a.rois.zip`` and ``a.cells.csv`` (or ``.parquet``) beside them. All of them are
-made from a label image and the raw image, so the labels of any method will do.
+Labels ``a.tif`` get ``a.geojson``, ``a.rois.zip``, ``a.overlay.png`` and ``a.cells.csv`` (or ``.parquet``) beside them.
+All of them are made from a label image and the raw image, so the labels of any method will do.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.core import CellsegError
-from cellseg.outputs import geojson, rois
+from cellseg.outputs import geojson, overlays, rois
 from cellseg.outputs.cells import FilePixels, Pixels, open_pixels
 from cellseg.outputs.geojson import write_geojson
 from cellseg.outputs.measurements import check_table_path, join_cells, measure_cells, score_cells, write_cells
+from cellseg.outputs.overlays import write_overlay
 from cellseg.outputs.polygons import cell_polygons
 from cellseg.outputs.rois import write_rois
 
@@ -33,10 +34,11 @@ __all__ = [
     "write_cells",
     "write_geojson",
     "write_outputs",
+    "write_overlay",
     "write_rois",
 ]
 
-OUTLINE_FORMATS = {"geojson": geojson.SUFFIX, "roi": rois.SUFFIX}
+OUTLINE_FORMATS = {"geojson": geojson.SUFFIX, "roi": rois.SUFFIX, "png": overlays.SUFFIX}
 """Formats of outlines, each with the ending of its files."""
 
 
@@ -67,7 +69,7 @@ def write_outputs(
     table_suffix : {".csv", ".parquet"}, optional
         Write measurements; with ``geojson`` they are in that file too.
     image : Pixels (H, W) or (H, W, C), optional
-        Raw image, likewise; needed for the table.
+        Raw image, likewise; needed for the table and the picture.
     scores : float64 (N,), optional
         One a cell, in order of ascending id.
 
@@ -86,10 +88,10 @@ def write_outputs(
         raise CellsegError(f"unknown format '{unknown[0]}'; known: {', '.join(OUTLINE_FORMATS)}")
     labels_path = Path(labels_path)
     written = []
+    if image is None and (table_suffix is not None or "png" in formats):
+        raise CellsegError(f"{labels_path}: wanted the raw image, to measure cells in it or to draw on it")
     cells = None if scores is None else score_cells(labels, scores)
-    if table_suffix is not None:
-        if image is None:
-            raise CellsegError(f"{labels_path}: wanted the raw image to measure the cells in")
+    if image is not None and table_suffix is not None:
         cells = measure_cells(labels, image, scores, name=labels_path.stem)
         written.append(cells_path(labels_path, table_suffix))
         write_cells(written[-1], cells)
@@ -99,4 +101,7 @@ def write_outputs(
     if "roi" in formats:
         written.append(labels_path.with_suffix(rois.SUFFIX))
         write_rois(written[-1], labels)
+    if image is not None and "png" in formats:
+        written.append(labels_path.with_suffix(overlays.SUFFIX))
+        write_overlay(written[-1], labels, image)
     return written

@@ -14,16 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.config import NormalizeConfig
 from cellseg.core import Labels
-from cellseg.images import normalize, to_three_channels
 from cellseg.labels import instance_areas
+from cellseg.outputs.overlays import for_display, is_grey
 
 MAX_SIDE = 1000
 """Longest side of an image in the page, in pixels."""
-
-DISPLAY = NormalizeConfig(low=0.5, high=99.8)
-"""Grey values shown as black and white: milder than what a network is fed."""
 
 TOLERANCE = 0.6
 """How far a simplified outline may lie from the traced one, in pixels of the page."""
@@ -35,7 +31,7 @@ def encode_image(image: NDArray[Any], max_side: int = MAX_SIDE) -> str:
     Parameters
     ----------
     image : ndarray (H, W) or (H, W, C)
-        Raw values. Colour of 8 bits is shown as it is; all else from the 0.5th to the 99.8th percentile.
+        Raw values, shown as :func:`cellseg.outputs.overlays.for_display` says.
     max_side : int
         Longest side in pixels; larger images are averaged down by area.
 
@@ -47,23 +43,15 @@ def encode_image(image: NDArray[Any], max_side: int = MAX_SIDE) -> str:
     import cv2
     from PIL import Image as Pillow
 
-    is_colour = image.ndim == 3 and image.shape[2] in (3, 4) and image.dtype == np.uint8
-    if is_colour and not _is_grey(image):
-        shown: NDArray[Any] = to_three_channels(image) / np.float32(255)
-    else:
-        shown = normalize(image, DISPLAY)
+    shown = for_display(image)
     shrink = max_side / max(shown.shape[:2])
     if shrink < 1:
         size = (max(1, round(shown.shape[1] * shrink)), max(1, round(shown.shape[0] * shrink)))
         shown = cv2.resize(shown, size, interpolation=cv2.INTER_AREA)
-    pixels = np.round(np.clip(shown, 0, 1) * 255).astype(np.uint8)
+    pixels = np.round(shown * 255).astype(np.uint8)
     buffer = io.BytesIO()
-    Pillow.fromarray(pixels[..., 0] if _is_grey(shown) else pixels).save(buffer, "WEBP", quality=82, method=4)
+    Pillow.fromarray(pixels[..., 0] if is_grey(shown) else pixels).save(buffer, "WEBP", quality=82, method=4)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _is_grey(image: NDArray[Any]) -> bool:
-    return bool((image[..., 0] == image[..., 1]).all() and (image[..., 0] == image[..., 2]).all())
 
 
 def trace_outlines(labels: Labels, tolerance: float = TOLERANCE) -> str:

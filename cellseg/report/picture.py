@@ -9,32 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.config import read_run
-from cellseg.core import CellsegError, Image, Labels
+from cellseg.core import CellsegError
 from cellseg.datasets.index import select
 from cellseg.files import atomic_path
 from cellseg.images import normalize, read_image, read_labels
-from cellseg.labels import outlines
-
-TRUE_COLOUR = (0.0, 0.62, 0.45)
-PRED_COLOUR = (0.9, 0.6, 0.0)
-"""Green and orange of the Okabe-Ito palette, told apart by colour-blind readers."""
-
-
-def draw_outlines(image: Image, labels: Labels, colour: tuple[float, float, float]) -> NDArray[np.float32]:
-    """Return the image with the cells' outlines in one colour.
-
-    Parameters
-    ----------
-    image : ndarray of float32, shape (H, W, 3)
-        Normalised image.
-    labels : ndarray of int32, shape (H, W)
-        Cells to outline.
-    colour : tuple of float
-        Red, green and blue in [0, 1].
-    """
-    drawn = np.clip(image, 0, 1).astype(np.float32)
-    drawn[outlines(labels)] = colour
-    return drawn
+from cellseg.outputs.overlays import PRED_COLOUR, TRUE_COLOUR, draw_outlines
 
 
 def write_picture(rows: Sequence[Mapping[str, NDArray[np.float32]]], path: str | Path, title: str) -> None:
