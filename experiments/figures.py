@@ -23,12 +23,16 @@ RESULTS = Path(__file__).resolve().parent / "results"
 TARGET, SOURCE = "target F1@.5", "source F1@.5"
 START, PLAIN = "Zero-shot: the teacher", "Plain fine-tuning"
 FRONTIER = {
-    "L2-SP, α": [(PLAIN, "0"), *((f"L2-SP, α = {alpha}", alpha) for alpha in (".001", ".01", ".1"))],
-    "WiSE-FT, λ": [(START, ""), *((f"WiSE-FT, λ = {share}", share) for share in (".25", ".5", ".75")), (PLAIN, "1")],
-    "replay, share": [(PLAIN, "0"), ("Replay, 10 %", ".1"), ("Replay, 50 %", ".5")],
-    "steps": [(START, ""), *((f"Ended after {n} steps", str(n)) for n in (50, 100, 200)), (PLAIN, "300")],
+    "L2-SP, α": [(PLAIN, ""), *((f"L2-SP, α = {alpha}", alpha) for alpha in (".001", ".01", ".1"))],
+    "WiSE-FT, λ": [
+        (START, "teacher"),
+        *((f"WiSE-FT, λ = {share}", share) for share in (".25", ".5", ".75")),
+        (PLAIN, ""),
+    ],
+    "replay, share": [(PLAIN, "plain fine-tuning"), ("Replay, 10 %", ".1"), ("Replay, 50 %", ".5")],
+    "steps": [(START, ""), *((f"Ended after {n} steps", str(n)) for n in (50, 100, 200)), (PLAIN, "")],
 }
-"""Of every line of the frontier the rows of ``rows_five`` in order, and what is written beside each."""
+"""Of every line of the frontier the rows of ``rows_five`` in order, and what is written beside each, once a point."""
 
 STEPS = {
     "n0_mixed": "ours",
