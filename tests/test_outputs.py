@@ -324,6 +324,14 @@ def test_an_overlay_of_colours_shows_them_as_they_are(tmp_path):
     assert np.array_equal(read_image(tmp_path / "a.png"), image)
 
 
+@pytest.mark.parametrize("shape", [(4, 9000), (1, 6000), (30, 40, 6), (30, 40, 2)])
+def test_an_overlay_of_an_odd_image_is_drawn(tmp_path, shape):
+    image = np.random.default_rng(0).integers(0, 4000, shape).astype(np.uint16)
+    write_overlay(tmp_path / "a.png", np.zeros(shape[:2], np.int32), image)
+    sides = {(4, 9000): (1, 2250), (1, 6000): (1, 6000)}.get(shape, (750, 1000))
+    assert read_image(tmp_path / "a.png").shape == (*sides, 3)
+
+
 def test_an_overlay_of_a_slide_is_a_small_one_and_read_by_bands(tmp_path, monkeypatch):
     monkeypatch.setattr("cellseg.outputs.overlays.MAX_SIDE", 100)
     labels = np.zeros((950, 1003), np.int32)

@@ -42,13 +42,15 @@ def write_overlay(path: str | Path, labels: Pixels, image: Pixels) -> None:
     labels : Pixels (H, W)
         Label image of integers, 0 background.
     image : Pixels (H, W) or (H, W, C)
-        Raw image.
+        Raw image; of more than four channels the first three are shown.
     """
     from PIL import Image as Pillow
 
     longest = max(labels.shape)
-    step, grow = -(-longest // MAX_SIDE), max(1, MIN_SIDE // longest)
+    step, grow = min(-(-longest // MAX_SIDE), *labels.shape), max(1, MIN_SIDE // longest)
     pixels, cells = _reduced(image, step, average=True), _reduced(labels, step, average=False)
+    if pixels.ndim == 3 and pixels.shape[2] > 4:
+        pixels = pixels[..., :3]
     shown, cells = (part.repeat(grow, 0).repeat(grow, 1) for part in (for_display(pixels), cells))
     drawn = draw_outlines(shown, cells, PRED_COLOUR)
     with atomic_path(path) as temporary:
