@@ -12,7 +12,7 @@ BIN := .venv/bin
 CELLSEG := $(BIN)/cellseg
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: help setup demo test test-slow lint types data preprocess train adapt eval tables figures real experiments paper adaptation bench-crops bench-data bench-env bench-metrics bench-l2sp bench-networks bench-inference bench-inference-slides bench-slides cellpose-equal faults fuzz ship-teacher leave-one-out mutations soak teacher clean
+.PHONY: help setup demo test test-slow lint types data preprocess train adapt eval tables figures real experiments paper adaptation bench-crops bench-data bench-env bench-metrics bench-l2sp bench-networks bench-inference bench-inference-huge bench-inference-slides bench-slides cellpose-equal faults fuzz ship-teacher leave-one-out mutations soak teacher clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -146,6 +146,9 @@ bench-inference: setup bench-env ## Decoders, networks, whole images against the
 	$(BIN)/python tests/bench/bench_inference_decode.py
 	$(BIN)/python tests/bench/bench_inference_networks.py
 	$(BIN)/python tests/bench/bench_inference_end_to_end.py --shared $(SHARED) --resume
+
+bench-inference-huge: setup bench-env ## Targets and decoding at 10,000², against Cellpose: half an hour
+	$(BIN)/python tests/bench/bench_inference_decode.py --huge --rounds 2
 
 bench-inference-slides: setup ## Segment slides of 5,000² and 20,000² with the shipped teacher: memory, time, ids
 	$(BIN)/python tests/bench/bench_inference_slides.py --model teacher

@@ -2,10 +2,10 @@
 
 Slides of bright disks on an uneven, noisy background are written as OME-Zarr (20,000² pixels hold about 150,000 cells),
 then segmented by ``cellseg predict`` in one process, and with ``--workers`` one and two of one thread each (Dask). The
-peak of the memory of all processes together is read from the system: of one process what it says itself, of several the
-largest sum of their proportional set sizes, looked at four times a second. The time of an image of 64² is start-up and
-is taken off; processor seconds depend less on what else the machine does. Every result is read again: each id from 1 to
-the largest must be there and have a score, and two workers must make what one makes, bit for bit. Writes
+peak of the memory of all processes together is never more than what is told: the system keeps the peak of each (VmHWM),
+and they are added, although they need not come at once and share their libraries. The time of an image of 64² is start-
+up and is taken off; processor seconds depend less on what else the machine does. Every result is read again: each id
+from 1 to the largest must be there and have a score, and two workers must make what one makes, bit for bit. Writes
 ``bench_inference_slides.csv`` and ``.md``; ends with status 1 where a slide takes more than 2.5 GB in one process or
 with one worker, ids are missing or results differ.
 """
@@ -88,18 +88,18 @@ def segment(image: Path, out: Path, model: str, block: int, workers: int) -> tup
         options += ["--workers", workers]
     threads = {"OMP_NUM_THREADS": "1"} if workers else {}
     words = [str(word) for word in (*command, *options)]
-    began, peak = time.perf_counter(), 0.0
+    began, peaks = time.perf_counter(), dict[int, float]()
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, env=os.environ | threads | PASSIVE)
     while True:
         ended, status, usage = os.wait4(process.pid, os.WNOHANG if workers else 0)
         if ended:
             break
-        peak = max(peak, sum(proportional_mb(one) for one in family(process.pid)))
-        time.sleep(0.25)
+        peaks |= {one: max(peak_mb(one), peaks.get(one, 0)) for one in family(process.pid)}
+        time.sleep(0.5)
     if status:
         raise SystemExit(f"{image.name}: cellseg predict ended with status {os.waitstatus_to_exitcode(status)}")
     seconds, processor = time.perf_counter() - began, usage.ru_utime + usage.ru_stime
-    return seconds, processor, max(peak, usage.ru_maxrss / 1e3)
+    return seconds, processor, max(sum(peaks.values()), usage.ru_maxrss * 1.024e-3)
 
 
 def family(process: int) -> list[int]:
@@ -118,13 +118,13 @@ def family(process: int) -> list[int]:
     return found
 
 
-def proportional_mb(process: int) -> float:
-    """Return the memory of a process in MB, what several share divided among them; 0 where it has ended."""
+def peak_mb(process: int) -> float:
+    """Return the most memory that a process has held so far, in MB; 0 where it has ended."""
     try:
-        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
         return 0.0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1e3
+    return sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1.024e-3
 
 
 def count_ids(out: Path, name: str) -> tuple[int, bool]:
