@@ -167,7 +167,7 @@ What `cellseg predict my.png` uses unless told otherwise; `cellseg.load("teacher
 {chr(10).join(facts["commands"])}
 ```
 
-{facts["minutes"]:.0f} minutes in all; revision {made["revision"]}; {made["cpu"]}; {versions}.
+{facts["minutes"]:.0f} minutes in all; revision of the last training {made["revision"]}; {made["cpu"]}; {versions}.
 {share}
 ## Scores
 
