@@ -16,7 +16,7 @@ FLOOR = {
     "suggest": 3, "views": 3, "criteria": 3, "pseudo": 3, "judging": 3, "rounds": 3,
     "train": 3, "adapt": 3, "predict": 3, "evaluate": 3, "compare": 3, "evaluate_coco": 3, "tables": 3,
     "predict_slides": 3, "predict_images": 3, "cluster": 3, "farm": 3, "farm_tasks": 3, "table_formats": 0, "report": 3,
-    "cli": 4,
+    "names": 0, "cli": 4,
 }  # fmt: skip
 SIDEWAYS = {
     ("adapt", "train"), ("adapt", "predict"), ("train", "predict"), ("predict_slides", "predict"),

@@ -13,6 +13,7 @@ from fakes import Reader, four_disks, image_of
 from typer.testing import CliRunner
 
 from cellseg.cli import app
+from cellseg.cli.predicting import expand
 from cellseg.config import ModelConfig, NormalizeConfig, PredictConfig
 from cellseg.core import CellsegError
 from cellseg.images import read_labels
@@ -69,6 +70,21 @@ def test_outlines_alone_and_one_format_at_a_time(images, tmp_path):
     done = predict(images / "full.tif", "--format", "tif", "--format", "geojson", "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
     assert names(tmp_path / "out") == ["full.geojson", "full.scores.csv", "full.tif"]
+
+
+def test_what_cellpose_leaves_beside_images_is_not_segmented(images, tmp_path):
+    for ending in ("masks.tif", "cp_masks.png", "flows.tif", "outlines.png"):
+        (images / f"full_{ending}").write_bytes((images / "full.tif").read_bytes())
+    np.save(images / "full_seg.npy", np.zeros(3))
+    done = predict(images)
+    assert done.exit_code == 0, done.output
+    assert "images: 4 of 6 files are labels or results by the ends of their names and left out: full_cp" in done.stderr
+    assert names(tmp_path / "out") == ["full.scores.csv", "full.tif", "none.scores.csv", "none.tif"]
+    assert [name for name, _ in expand([images / "full_masks.tif"])] == ["full_masks"]  # as it was named itself
+    for name in ("full", "none"):
+        (images / f"{name}.tif").unlink()
+    with pytest.raises(CellsegError, match="no image found"):
+        expand([images])
 
 
 def test_labels_and_scores_alone_by_default(images, tmp_path):

@@ -168,9 +168,9 @@ def on_workers(
 def expand(images: list[Path], *, unlabelled: bool = False) -> list[tuple[str, Path]]:
     """Turn files, folders and indices into (id, path); two images of one name would overwrite each other.
 
-    With ``unlabelled``, of an index only the images that have no labels.
+    Of a folder, files that by their names are labels or results are left out, which is said. With ``unlabelled``, of an
+    index only the images that have no labels.
     """
-    from cellseg.images import find_images
     from cellseg.slides import is_zarr
 
     files: list[tuple[str, Path]] = []
@@ -181,8 +181,7 @@ def expand(images: list[Path], *, unlabelled: bool = False) -> list[tuple[str, P
             records = [record for record in read_index(path) if not (unlabelled and record.has_labels)]
             files += [(record.id, record.image) for record in records]
         elif path.is_dir() and not is_zarr(path):
-            found = [*find_images(path), *(folder for folder in path.iterdir() if is_zarr(folder))]
-            files += [(one.name.split(".")[0], one) for one in sorted(found)]
+            files += [(one.name.split(".")[0], one) for one in _images_of(path)]
         elif path.exists():
             files.append((path.name.split(".")[0], path))
         else:
@@ -195,3 +194,20 @@ def expand(images: list[Path], *, unlabelled: bool = False) -> list[tuple[str, P
     if not files:
         raise CellsegError(f"{', '.join(map(str, images))}: no image found")
     return files
+
+
+def _images_of(folder: Path) -> list[Path]:
+    """List the images of a folder, and say how many files are labels or results of a program such as Cellpose."""
+    from cellseg.images import find_images
+    from cellseg.names import role_of
+    from cellseg.slides import is_zarr
+
+    found = sorted([*find_images(folder), *(one for one in folder.iterdir() if is_zarr(one))])
+    others = [one.name for one in found if role_of(one) != "image"]
+    if others:
+        shown = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
+        say(
+            f"{folder}: {len(others)} of {len(found)} files are labels or results by the ends of their names and left "
+            f"out: {shown}; if they are images, name them one by one"
+        )
+    return [one for one in found if role_of(one) == "image"]

@@ -4,7 +4,8 @@ Layouts, told apart by what is there; files are matched by stem, case kept, neve
 
 * ``images/`` with ``labels/`` or ``masks/`` (StarDist, NeurIPS 2022: ``x_label.tiff`` for ``x.png``), and
   ``foreground_masks/`` for images that have only a mask of all cells together;
-* flat (Cellpose): ``x.tif`` or ``x_img.tif`` with ``x_masks.tif`` or another of :data:`LABEL_ENDINGS` beside it;
+* flat (Cellpose): ``x.tif`` or ``x_img.tif``, and beside it ``x_masks.tif`` or another of
+  :data:`cellseg.names.LABEL_ENDINGS`;
 * any of these inside ``train/``, ``val/``, ``test/`` and ``unlabelled/``; ids are then ``train_x`` and so on.
 
 A source ``index.csv`` beside ``images/`` (columns ``image`` and any of ``split, group, n_instances, well``) says
@@ -33,18 +34,13 @@ from cellseg.datasets.left_out import Finding
 from cellseg.datasets.rows import mark_partial, split_validation
 from cellseg.images import IMAGE_SUFFIXES, find_images, is_image_name, read_image, read_labels
 from cellseg.labels import count_instances, median_diameter, split_disconnected
+from cellseg.names import LABEL_ENDINGS, file_stem, role_of
 from cellseg.progress import track
 from cellseg.windows import has_windows, is_slide, write_tiled
 
 FileT = TypeVar("FileT", Path, Path | None)
 
 SPLITS = ("train", "val", "test", "unlabelled")
-
-LABEL_ENDINGS = ("_cp_masks", "_masks", "_mask", "_labels", "_label")
-"""Endings of a label file's stem after the stem of its image."""
-
-RESULT_ENDINGS = ("_cp_flows", "_flows", "_cp_outlines", "_outlines", "_dP", "_cellprob", "_seg")
-"""Endings of files that Cellpose leaves beside images; they are neither image nor labels."""
 
 _OTHER_FILES = frozenset({".csv", ".txt", ".md", ".json", ".npy", ".xml", ".db"})
 
@@ -188,7 +184,10 @@ def _pair(folder: Path, split: str, root: Path, findings: list[Finding]) -> list
     image_files, label_files = find_images(image_folder), [file for one in label_folders for file in _label_files(one)]
     is_flat = not label_folders and not foreground_folder.is_dir()
     if is_flat:
-        image_files, label_files, results = _sort_flat(image_files, _label_files(image_folder))
+        files = _label_files(image_folder)
+        image_files = [file for file in image_files if role_of(file) == "image"]
+        label_files = [file for file in files if role_of(file) == "labels"]
+        results = [file for file in files if role_of(file) == "result"]
         findings += [Finding("result file", _name(file, root), "not an image; left out") for file in results]
     findings += [
         Finding("unknown file type", _name(file, root), "not a TIFF, PNG, JPEG or BMP; left out")
@@ -213,11 +212,6 @@ def _pair(folder: Path, split: str, root: Path, findings: list[Finding]) -> list
     ]
 
 
-def _stem(path: Path) -> str:
-    stem = path.stem
-    return stem[:-4] if stem.lower().endswith(".ome") else stem
-
-
 def _name(path: Path, root: Path) -> str:
     return Path(os.path.relpath(path, root)).as_posix()
 
@@ -230,17 +224,10 @@ def _label_files(folder: Path) -> list[Path]:
     )
 
 
-def _sort_flat(images: list[Path], files: list[Path]) -> tuple[list[Path], list[Path], list[Path]]:
-    """Tell images, label files and other results of a flat folder apart by the ends of their stems."""
-    results = [file for file in files if _stem(file).endswith(RESULT_ENDINGS)]
-    labels = [file for file in files if _stem(file).endswith(LABEL_ENDINGS)]
-    return [file for file in images if file not in results and file not in labels], labels, results
-
-
 def _by_stem(files: Iterable[Path], root: Path, strip_img: bool) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for file in files:
-        stem = _stem(file).removesuffix("_img") if strip_img else _stem(file)
+        stem = file_stem(file).removesuffix("_img") if strip_img else file_stem(file)
         if stem in found:
             raise CellsegError(
                 f"{root}: '{_name(found[stem], root)}' and '{_name(file, root)}' share the stem '{stem}', by which "
@@ -253,7 +240,7 @@ def _by_stem(files: Iterable[Path], root: Path, strip_img: bool) -> dict[str, Pa
 def _match(files: list[Path], images: dict[str, Path], root: Path, findings: list[Finding]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for file in files:
-        stem = _stem(file)
+        stem = file_stem(file)
         stripped = [stem.removesuffix(ending) for ending in LABEL_ENDINGS if stem.endswith(ending)]
         owner = next((name for name in [stem, *stripped] if name in images), None)
         if owner is None:
