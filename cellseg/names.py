@@ -1,4 +1,8 @@
-"""What a file beside images is, told by its name alone: an image, its labels, or a result of another program."""
+"""What the name of a file says: what the image is called, and whether the file is that image, its labels or a result.
+
+Images, labels and predictions find each other by :func:`file_stem`, but for the NeurIPS 2022 challenge, whose names end
+at their first dot (:mod:`cellseg.datasets.neurips`).
+"""
 
 from __future__ import annotations
 
@@ -15,10 +19,7 @@ RESULT_ENDINGS = ("_cp_flows", "_flows", "_cp_outlines", "_outlines", "_dP", "_c
 
 
 def file_stem(path: PurePath) -> str:
-    """Return a file's name without its last suffix and an ``.ome`` before it: ``dose0.5_a.ome.tif`` is ``dose0.5_a``.
-
-    Dots that stand before are part of the name. Of ``.zarr`` folders the same is true.
-    """
+    """Return a name without its last suffix and an ``.ome`` before it: ``dose0.5_a.ome.tif`` has ``dose0.5_a``."""
     stem = path.stem
     return stem[:-4] if stem.lower().endswith(".ome") else stem
 

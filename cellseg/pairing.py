@@ -15,7 +15,8 @@ from pathlib import Path
 from cellseg.config import Selection
 from cellseg.core import CellsegError
 from cellseg.datasets.index import select
-from cellseg.images import IMAGE_SUFFIXES, find_images
+from cellseg.images import find_images
+from cellseg.names import file_stem
 
 LABEL_SUFFIXES = ("_cp_masks", "_masks", "_mask", "_labels", "_label", "_seg", "_pred")
 """Endings of a file's stem that say "labels of", and are ignored when files are paired by name."""
@@ -97,11 +98,6 @@ def _truth_of_folder(folder: Path) -> list[Pair]:
     return [Pair(name, path, None) for name, path in pairs if path is not None]
 
 
-def _stem(path: Path) -> str:
-    stem = path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
-    return stem[:-4] if stem.lower().endswith(".ome") else stem
-
-
 def _name(stem: str) -> str:
     """Return what is left of a stem without its ending that says it is labels."""
     ending = next((ending for ending in LABEL_SUFFIXES if stem.lower().endswith(ending)), "")
@@ -111,17 +107,17 @@ def _name(stem: str) -> str:
 def _by_name(paths: Iterable[Path]) -> dict[str, list[Path]]:
     found = defaultdict(list)
     for path in paths:
-        found[_name(_stem(path))].append(path)
+        found[_name(file_stem(path))].append(path)
     return dict(found)
 
 
 def _choose(image: str, found: dict[str, list[Path]], exact: bool = False) -> Path | None:
     """Pick the one label file of an image; with ``exact`` only a file of exactly its name will do."""
     files = found.get(_name(image), [])
-    same = [path for path in files if _stem(path) == image]
+    same = [path for path in files if file_stem(path) == image]
     if exact:
         files = same
-    said = [path for path in files if _name(_stem(path)) != _stem(path)]
+    said = [path for path in files if _name(file_stem(path)) != file_stem(path)]
     for candidates in (said, files, same):
         if len(candidates) == 1:
             return candidates[0]

@@ -181,9 +181,9 @@ def expand(images: list[Path], *, unlabelled: bool = False) -> list[tuple[str, P
             records = [record for record in read_index(path) if not (unlabelled and record.has_labels)]
             files += [(record.id, record.image) for record in records]
         elif path.is_dir() and not is_zarr(path):
-            files += [(one.name.split(".")[0], one) for one in _images_of(path)]
+            files += [(_id_of(one), one) for one in _images_of(path)]
         elif path.exists():
-            files.append((path.name.split(".")[0], path))
+            files.append((_id_of(path), path))
         else:
             raise CellsegError(f"{path}: no such image or folder")
     seen: dict[str, Path] = {}
@@ -194,6 +194,13 @@ def expand(images: list[Path], *, unlabelled: bool = False) -> list[tuple[str, P
     if not files:
         raise CellsegError(f"{', '.join(map(str, images))}: no image found")
     return files
+
+
+def _id_of(path: Path) -> str:
+    """Return the stem of an image file or ``.zarr`` folder; another folder's name has no suffix to lose."""
+    from cellseg.names import file_stem
+
+    return path.name if path.is_dir() and path.suffix.lower() != ".zarr" else file_stem(path)
 
 
 def _images_of(folder: Path) -> list[Path]:

@@ -159,7 +159,7 @@ def prepare_neurips(
         for one, group in zip(kept, groups, strict=True)
         if one.record is not None
     ]
-    records = mark_partial(records, partial, root)
+    records = mark_partial(records, partial, root, stem_of)
     notes = _notes(kept, records, seed)
     if dataset != "neurips":
         notes = {"source": f"{dataset} images in the form of the challenge", **notes}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from cellseg.core import CellsegError, Record
 from cellseg.datasets.index import shorten
+from cellseg.names import file_stem
 
 
 def split_validation(records: Sequence[Record], fraction: float, seed: int) -> list[Record]:
@@ -45,7 +46,9 @@ def split_validation(records: Sequence[Record], fraction: float, seed: int) -> l
     ]
 
 
-def mark_partial(records: Sequence[Record], names: str | Path | None, where: Path) -> list[Record]:
+def mark_partial(
+    records: Sequence[Record], names: str | Path | None, where: Path, stem: Callable[[Path], str] = file_stem
+) -> list[Record]:
     """Say of some labelled images that only some of their cells are labelled.
 
     Parameters
@@ -56,6 +59,8 @@ def mark_partial(records: Sequence[Record], names: str | Path | None, where: Pat
         Ids, or stems of image files, with commas between; or a text file with one a line, ``#`` for remarks.
     where : Path
         The data set, for messages.
+    stem : callable
+        Returns the stem of an image file, as the data set has it.
 
     Returns
     -------
@@ -67,11 +72,11 @@ def mark_partial(records: Sequence[Record], names: str | Path | None, where: Pat
     CellsegError
         If a name is of no image, or of one without instance labels, or the file cannot be read.
     """
-    known = {name for record in records if record.label_kind == "instances" for name in _names_of(record)}
-    wanted = read_partial(names, known, where)
+    labelled = [record for record in records if record.label_kind == "instances"]
+    wanted = read_partial(names, {name for record in labelled for name in (record.id, stem(record.image))}, where)
     return [
         dataclasses.replace(record, label_kind="partial")
-        if record.label_kind == "instances" and wanted.intersection(_names_of(record))
+        if record.label_kind == "instances" and wanted & {record.id, stem(record.image)}
         else record
         for record in records
     ]
@@ -87,10 +92,6 @@ def read_partial(names: str | Path | None, known: Iterable[str], where: Path) ->
 
 def _unit(record: Record) -> tuple[str, str]:
     return ("well", record.well) if record.well else ("image", record.id)
-
-
-def _names_of(record: Record) -> tuple[str, str]:
-    return record.id, record.image.name.split(".")[0]
 
 
 def _read_names(names: str) -> list[str]:
