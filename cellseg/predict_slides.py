@@ -32,7 +32,7 @@ from cellseg.predict import Segmenter, decoding_shape
 from cellseg.progress import track
 from cellseg.scale import resize_part, zoom_for
 from cellseg.seams import Cells, Pieces, count_pieces, cut_cells, join, same_cells, seams
-from cellseg.slides import Slide, has_regions, is_zarr, open_slide
+from cellseg.slides import Slide, has_regions, is_zarr, open_slide, zarr_digest
 from cellseg.sources import Source
 from cellseg.windows import write_tiled
 
@@ -219,15 +219,16 @@ def _bands(job: Job, tables: dict[tuple[int, int], tuple[Region, Pieces]], cells
 
 def run_of(segmenter: Segmenter, image: Path, wish: Wish) -> dict[str, Any]:
     """Return what a result depends on, as plain values."""
-    file = image
     if is_zarr(image):
-        file = next(path for name in ("zarr.json", ".zattrs", ".zarray", ".zgroup") if (path := image / name).is_file())
-    try:
-        status = file.stat()
-    except OSError as error:
-        raise CellsegError(f"{image}: cannot be read ({error.strerror or error})") from error
+        state: list[str | int] = [zarr_digest(image)]
+    else:
+        try:
+            status = image.stat()
+        except OSError as error:
+            raise CellsegError(f"{image}: cannot be read ({error.strerror or error})") from error
+        state = [status.st_size, status.st_mtime_ns]
     return {
-        "image": [image.name, status.st_size, status.st_mtime_ns],
+        "image": [image.name, *state],
         "model": segmenter.fingerprint,
         "settings": segmenter.settings.model_dump(mode="json", exclude={"batch_size"}),
         "wish": [wish.diameter, wish.channel, wish.block],

@@ -7,6 +7,9 @@ array without such rules is an image too. What this gives up: plates, volumes an
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,6 +129,14 @@ def read_slide(path: str | Path) -> NDArray[Any]:
     return read_region(path, Region.whole(slide_size(path)))
 
 
+def zarr_digest(path: str | Path) -> str:
+    """Digest names, sizes and times of change of all files of an OME-Zarr's finest level, and what is said of it."""
+    with _reading(Path(path)):
+        folder, scales = _multiscales(Path(path))
+        array = folder if scales is None else folder / scales["datasets"][0]["path"]
+        return hashlib.sha256(json.dumps([scales, list(_files(array))]).encode()).hexdigest()
+
+
 def pixel_size(path: str | Path) -> tuple[tuple[float, float], str | None]:
     """Return the size ``(y, x)`` of a pixel of an OME-Zarr and its unit; ``(1, 1)`` and None where nothing is said."""
     with _reading(Path(path)):
@@ -152,6 +163,21 @@ def _reading(path: Path) -> Iterator[None]:
     except Exception as error:  # codecs raise many types, from RuntimeError to zlib.error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CellsegError(f"{path}: cannot be read, it may be damaged or cut short ({reason[:200]})") from error
+
+
+def _files(array: Path, below: str = "") -> Iterator[tuple[str, int, int]]:
+    """Yield name, size and time of change of the files of a Zarr array; labels inside a bare array are not of it."""
+    with os.scandir(array / below) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
+        name = f"{below}{entry.name}"
+        if name == "labels" or (name.startswith(".") and name != ".zarray"):
+            continue
+        if entry.is_dir():
+            yield from _files(array, f"{name}/")
+        else:
+            status = entry.stat()
+            yield name, status.st_size, status.st_mtime_ns
 
 
 def _only(raw: NDArray[Any], channel: int | None) -> NDArray[Any]:

@@ -1,5 +1,6 @@
 """Slides in blocks: the result is that of the image undivided, and whatever stops a run, the next one goes on."""
 
+import os
 import pickle
 import signal
 import subprocess
@@ -275,19 +276,48 @@ def test_a_full_disk_loses_the_block_in_flight_only(truth, slide, tmp_path, monk
     assert np.array_equal(read_labels(found.labels), undivided(truth))
 
 
-def test_a_truncated_chunk_is_named_and_the_run_goes_on_when_it_is_whole_again(truth, tmp_path):
+def rewrite(chunk, content):
+    """Write content without a trace in the time of change."""
+    before = chunk.stat()
+    chunk.write_bytes(content)
+    os.utime(chunk, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_an_unreadable_chunk_is_named_and_the_run_goes_on_when_it_can_be_read_again(truth, tmp_path):
     path = tmp_path / "a.zarr"
     zarr.create_array(path, data=image_of(truth, "distance"), chunks=(64, 64, 3))
     chunk = path / "c" / "4" / "5" / "0"
     content = chunk.read_bytes()
-    chunk.write_bytes(content[: len(content) // 2])
+    rewrite(chunk, bytes(len(content)))
     with pytest.raises(CellsegError, match=r"a\.zarr: cannot be read, it may be damaged.* of 12 blocks of a\.zarr are"):
         predict(segmenter_of(), path, tmp_path / "out", **WISH)
-    chunk.write_bytes(content)
+    rewrite(chunk, content)
     found, said = predict(segmenter_of(), path, tmp_path / "out", as_zarr=True, **WISH)
     assert "blocks were finished before, going on" in said[0]
     assert found.labels == tmp_path / "out" / "a.zarr" / "labels" / "cells"
     assert np.array_equal(read_slide(found.labels), undivided(truth))
+
+
+@pytest.mark.parametrize("layout", ["array", "group"])
+def test_a_zarr_that_was_edited_in_place_is_segmented_anew(truth, tmp_path, layout):
+    path, image = tmp_path / "a.zarr", image_of(truth, "distance")
+    if layout == "group":
+        scales = [{"axes": [{"name": name} for name in "yxc"], "datasets": [{"path": "full"}]}]
+        zarr.create_group(path, attributes={"ome": {"version": "0.5", "multiscales": scales}})
+    array = zarr.create_array(path / ("full" if layout == "group" else ""), data=image, chunks=(64, 64, 3))
+    where = {"out": tmp_path, "as_zarr": True}  # into its own folder, which is no edit
+    first, _ = predict(segmenter_of(), path, **where, **WISH)
+    _, said = predict(segmenter_of(network=Counted(stop=1)), path, **where, **WISH)
+    assert said == [f"a.zarr: was finished before, {first.labels} is kept"]
+    array[:64, :64] = image[64:128, 64:128]
+    job = start_job(segmenter_of(), path, tmp_path / "a.zarr", Wish(**WISH))
+    run_block(segmenter_of(), job, job.unfinished()[0])
+    array[:] = image[::-1]
+    with pytest.warns(UserWarning, match="blocks of another run, which are removed"):
+        again, said = predict(segmenter_of(), path, **where, **WISH)
+    assert said == []
+    expected = in_reading_order(segmenter_of().segment_normalized(image[::-1], 24.0))
+    assert np.array_equal(read_slide(again.labels), expected)
 
 
 def test_labels_of_a_zarr_predicted_into_its_own_folder_go_into_it(truth, tmp_path):
