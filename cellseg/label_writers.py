@@ -1,7 +1,8 @@
 """Write the labels of a slide row by row: as a tiled TIFF, or as the ``labels`` of an OME-Zarr with a pyramid.
 
 OME-Zarr follows NGFF 0.5 (https://ngff.openmicroscopy.org/0.5/#labels-md) on Zarr 3; into an image of NGFF 0.4, which
-is Zarr 2, its own form is written. Coarser levels take every second row and column, so that ids are never mixed.
+is Zarr 2, its own form is written. Coarser levels take every second row and column from the first on, so that ids are
+never mixed, and the first pixel of every level lies where that of the finest does.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from cellseg.core import Labels
 from cellseg.files import atomic_path, flush_folder, writing
-from cellseg.slides import is_zarr, pixel_size
+from cellseg.slides import Placement, image_group, is_zarr, placement
 
 BAND_ROWS = 512
 """Rows of each band that the writers take; the last may be lower."""
@@ -95,6 +96,12 @@ def write_label_tiff(path: str | Path, labels: LabelRows) -> None:
         )  # fmt: skip
 
 
+def labels_group(group: str | Path, image: str | Path) -> Path:
+    """Return where labels go: into the image itself where that is the group, else into a folder of their own."""
+    inside = image_group(image) if Path(group) == Path(image) else Path(group)
+    return inside / "labels" / NAME
+
+
 def write_label_zarr(group: str | Path, labels: LabelRows, image: str | Path, workplace: str | Path) -> Path:
     """Write labels as ``labels/cells`` of an OME-Zarr with a pyramid, beside what else is there.
 
@@ -105,7 +112,7 @@ def write_label_zarr(group: str | Path, labels: LabelRows, image: str | Path, wo
     labels : LabelRows
         The note becomes the attribute ``cellseg``.
     image : str or Path
-        The image that was segmented; of an OME-Zarr the size of pixels and the link are taken.
+        The image that was segmented; of an OME-Zarr the place of its pixels in space and the link are taken.
     workplace : str or Path
         Folder on the same disk where the labels lie until they are whole.
 
@@ -119,14 +126,16 @@ def write_label_zarr(group: str | Path, labels: LabelRows, image: str | Path, wo
     CellsegError
         If the folder cannot be written.
     """
-    group, image = Path(group), Path(image)
+    final = labels_group(group, image)
+    group = final.parent.parent
     version: Version = 2 if (group / ".zgroup").is_file() else 3
-    final = group / "labels" / NAME
-    scale, unit = pixel_size(image) if is_zarr(image) else ((1.0, 1.0), None)
-    source = {"source": {"image": Path(os.path.relpath(image, final)).as_posix()}} if is_zarr(image) else {}
+    where, source = Placement(), {}
+    if is_zarr(image):
+        where = placement(image)
+        source = {"source": {"image": Path(os.path.relpath(image_group(image), final)).as_posix()}}
     with writing(final), _new_folder(final, Path(workplace) / NAME) as folder:
         levels = _write_levels(folder, labels, version)
-        said = _multiscale(levels, scale, unit) | {"image-label": source}
+        said = _multiscale(levels, where) | {"image-label": source}
         _describe(folder, version, said, {"cellseg": labels.note})
         if not _is_described(group):  # all of it before the labels: where these are, everything is
             _describe(group, version, {})
@@ -186,12 +195,16 @@ def _new_level(path: Path, shape: tuple[int, int], n_cells: int, version: Versio
     )
 
 
-def _multiscale(levels: int, scale: tuple[float, float], unit: str | None) -> dict[str, Any]:
-    axes = [{"name": name, "type": "space"} | ({"unit": unit} if unit else {}) for name in "yx"]
+def _multiscale(levels: int, where: Placement) -> dict[str, Any]:
+    axes = [{"name": name, "type": "space"} | ({"unit": where.unit} if where.unit else {}) for name in "yx"]
+    shift = [{"type": "translation", "translation": list(where.translation)}] if any(where.translation) else []
     datasets = [
         {
             "path": str(level),
-            "coordinateTransformations": [{"type": "scale", "scale": [step * 2**level for step in scale]}],
+            "coordinateTransformations": [
+                {"type": "scale", "scale": [step * 2**level for step in where.scale]},
+                *shift,
+            ],
         }
         for level in range(levels)
     ]

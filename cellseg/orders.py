@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cellseg.block_files import SUFFIX, BlockFolder
 from cellseg.blocks import BLOCK, Block, Plan
 from cellseg.core import CellsegError
-from cellseg.label_writers import NAME
+from cellseg.label_writers import labels_group
 from cellseg.slides import Slide, is_zarr
 
 STRIP_PIXELS, WINDOW_REACH = 18_000_000, 656
@@ -118,7 +118,7 @@ class Order:
     @property
     def labels(self) -> Path:
         """The label image: the target, or a group inside it."""
-        return self.target / "labels" / NAME if self.wish.as_zarr else self.target
+        return labels_group(self.target, self.image) if self.wish.as_zarr else self.target
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,25 @@ class Slide:
         return normalize(raw, self.rule, ranges=self.ranges)
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where the pixels of an image lie in space: pixel ``i`` along an axis at ``scale * i + translation``.
+
+    Attributes
+    ----------
+    scale : (y, x)
+        Size of a pixel.
+    translation : (y, x)
+        Place of the centre of the first pixel.
+    unit : str or None
+        Of both, where it is said.
+    """
+
+    scale: tuple[float, float] = (1.0, 1.0)
+    translation: tuple[float, float] = (0.0, 0.0)
+    unit: str | None = None
+
+
 def open_slide(path: str | Path, rule: NormalizeConfig, channel: int | None = None) -> Slide:
     """Open an image to be read by region; its range of values is measured in one pass over all of it.
 
@@ -137,20 +156,32 @@ def zarr_digest(path: str | Path) -> str:
         return hashlib.sha256(json.dumps([scales, list(_files(array))]).encode()).hexdigest()
 
 
-def pixel_size(path: str | Path) -> tuple[tuple[float, float], str | None]:
-    """Return the size ``(y, x)`` of a pixel of an OME-Zarr and its unit; ``(1, 1)`` and None where nothing is said."""
+def image_group(path: str | Path) -> Path:
+    """Return where an OME-Zarr image itself lies: of the layout of bioformats2raw, in the group of its first series."""
     with _reading(Path(path)):
-        scales = _multiscales(Path(path))[1]
-        if scales is None:
-            return (1.0, 1.0), None
+        return _multiscales(Path(path))[0]
+
+
+def placement(path: str | Path) -> Placement:
+    """Read where the pixels of an OME-Zarr's finest level lie; those of a bare array at their own indices."""
+    with _reading(Path(path)):
+        scales = _multiscales(Path(path))[1] or {}
         axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in scales.get("axes", [])]
         names = [axis["name"] for axis in axes]
-        steps = scales["datasets"][0].get("coordinateTransformations", [])
-        scale = next((step["scale"] for step in steps if step.get("type") == "scale"), None)
-        if scale is None or not {"y", "x"} <= set(names):
-            return (1.0, 1.0), None
-        unit = axes[names.index("y")].get("unit")
-        return (float(scale[names.index("y")]), float(scale[names.index("x")])), unit
+        levels = [scales["datasets"][0], scales] if {"y", "x"} <= set(names) else []  # first of the level, then of all
+        steps = [step for level in levels for step in level.get("coordinateTransformations", [])]
+        if not steps:
+            return Placement()
+        at = [names.index("y"), names.index("x")]
+        scale, translation = np.ones(2), np.zeros(2)
+        for step in steps:
+            if step["type"] == "scale":
+                factors = np.array(step["scale"], np.float64)[at]
+                scale, translation = scale * factors, translation * factors
+            elif step["type"] == "translation":
+                translation = translation + np.array(step["translation"], np.float64)[at]
+        (height, width), (down, right) = scale.tolist(), translation.tolist()
+        return Placement((height, width), (down, right), axes[at[0]].get("unit"))
 
 
 @contextmanager

@@ -85,6 +85,34 @@ def test_labels_go_into_the_image_they_belong_to(tmp_path, version):
     assert (final / ("0/.zarray" if version == 2 else "0/zarr.json")).is_file()
 
 
+@pytest.mark.parametrize("version", [2, 3])
+def test_labels_of_a_converted_series_go_into_its_group_and_to_its_place(tmp_path, version):
+    root = zarr.create_group(tmp_path / "a.zarr", zarr_format=version)
+    root.attrs.update({"bioformats2raw.layout": 3} if version == 2 else {"ome": {"bioformats2raw.layout": 3}})
+    series = root.create_group("0")
+    series.create_array("0", data=np.zeros((600, 20), np.uint8))
+    steps = [{"type": "scale", "scale": [1, 1]}, {"type": "translation", "translation": [1000, 2000]}]
+    scales = {
+        "axes": [{"name": name, "type": "space"} for name in "yx"],
+        "datasets": [{"path": "0", "coordinateTransformations": steps}],
+        "coordinateTransformations": [{"type": "scale", "scale": [0.5, 0.25]}],
+    }
+    said = {"multiscales": [scales]}
+    series.attrs.update(said if version == 2 else {"ome": {"version": "0.5", **said}})
+    for group, source in ((tmp_path / "a.zarr", "../.."), (tmp_path / "b.zarr", "../../../a.zarr/0")):
+        final = write_label_zarr(group, rows_of(labels_of(600, 20, 9)), tmp_path / "a.zarr", tmp_path / "work")
+        attributes = dict(zarr.open_group(final, mode="r").attrs)
+        ome = attributes.get("ome", attributes)
+        assert ome["image-label"]["source"] == {"image": source}
+        for level, one in enumerate(ome["multiscales"][0]["datasets"]):
+            assert one["coordinateTransformations"] == [
+                {"type": "scale", "scale": [0.5 * 2**level, 0.25 * 2**level]},
+                {"type": "translation", "translation": [500, 500]},  # where the first pixel of every level lies
+            ]
+    assert (tmp_path / "a.zarr" / "0" / "labels" / "cells").is_dir()
+    assert not (tmp_path / "a.zarr" / "labels").exists()
+
+
 def test_nothing_has_no_note(tmp_path):
     assert read_note(tmp_path / "none.tif") == ""
     assert read_note(tmp_path) == ""

@@ -320,17 +320,17 @@ def test_a_zarr_that_was_edited_in_place_is_segmented_anew(truth, tmp_path, layo
     assert np.array_equal(read_slide(again.labels), expected)
 
 
-def test_labels_of_a_zarr_predicted_into_its_own_folder_go_into_it(truth, tmp_path):
+@pytest.mark.parametrize("inner", ["", "0"])
+def test_labels_of_a_zarr_predicted_into_its_own_folder_go_into_it(truth, tmp_path, inner):
     path = tmp_path / "a.ome.zarr"
-    image = zarr.create_group(
-        path, attributes={"ome": {"version": "0.5", "multiscales": [{"datasets": [{"path": "0"}]}]}}
-    )
-    image.create_array("0", data=image_of(truth, "distance").transpose(2, 0, 1).copy())
+    if inner:
+        zarr.create_group(path, attributes={"ome": {"version": "0.5", "bioformats2raw.layout": 3}})
     scales = {"axes": [{"name": name} for name in "cyx"], "datasets": [{"path": "0"}]}
-    image.attrs["ome"] = {"version": "0.5", "multiscales": [scales]}
+    image = zarr.create_group(path / inner, attributes={"ome": {"version": "0.5", "multiscales": [scales]}})
+    image.create_array("0", data=image_of(truth, "distance").transpose(2, 0, 1).copy())
     for block in (100, BLOCK):
         found, _ = predict(segmenter_of(), path, tmp_path, as_zarr=True, diameter=24.0, block=block)
-        assert found.labels == path / "labels" / "cells"
+        assert found.labels == path / inner / "labels" / "cells"
         assert match(read_slide(found.labels), undivided(truth), (0.99,))[0].f1 == 1
     assert sorted(one.name for one in tmp_path.iterdir()) == ["a.ome.scores.csv", "a.ome.zarr"]
 

@@ -10,7 +10,7 @@ from cellseg.blocks import Region
 from cellseg.config import NormalizeConfig
 from cellseg.core import CellsegError
 from cellseg.images import normalize
-from cellseg.slides import has_regions, is_zarr, open_slide, pixel_size, read_region, read_slide, slide_size
+from cellseg.slides import Placement, has_regions, is_zarr, open_slide, placement, read_region, read_slide, slide_size
 from cellseg.windows import write_tiled
 
 IMAGE = np.random.default_rng(0).integers(0, 60_000, (70, 90, 3)).astype(np.uint16)
@@ -74,10 +74,23 @@ def test_a_converted_series_is_found(tmp_path):
     assert np.array_equal(read_slide(tmp_path / "a.zarr"), IMAGE)
 
 
-def test_the_size_of_pixels_is_that_of_level_zero(tmp_path):
-    assert pixel_size(write_zarr(tmp_path / "a.zarr", "cyx", y=0.5, x=0.25)) == ((0.5, 0.25), "micrometer")
+def test_pixels_lie_where_level_zero_says(tmp_path):
+    path = write_zarr(tmp_path / "a.zarr", "cyx", y=0.5, x=0.25)
+    assert placement(path) == Placement((0.5, 0.25), (0.0, 0.0), "micrometer")
     zarr.create_array(tmp_path / "b.zarr", data=IMAGE)
-    assert pixel_size(tmp_path / "b.zarr") == ((1.0, 1.0), None)
+    assert placement(tmp_path / "b.zarr") == Placement((1.0, 1.0), (0.0, 0.0), None)
+
+
+def test_what_is_said_of_all_levels_comes_after_what_is_said_of_one(tmp_path):
+    group = zarr.open_group(write_zarr(tmp_path / "a.zarr", "cyx", y=2, x=3))
+    (scales,) = group.attrs["ome"]["multiscales"]
+    scales["datasets"][0]["coordinateTransformations"].append({"type": "translation", "translation": [7, 1000, 2000]})
+    scales["coordinateTransformations"] = [
+        {"type": "scale", "scale": [7, 0.5, 0.25]},
+        {"type": "translation", "translation": [7, 10, 20]},
+    ]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [scales]}
+    assert placement(tmp_path / "a.zarr") == Placement((1.0, 0.75), (510.0, 520.0), "micrometer")
 
 
 @pytest.mark.parametrize("kind", ["zarr", "tif"])
