@@ -10,7 +10,7 @@ from cellseg import windows
 from cellseg.config import AugmentConfig, ModelConfig
 from cellseg.core import CellsegError, Record
 from cellseg.datasets import samples, windowed
-from cellseg.datasets.crops import CropDataset, sample_matrix
+from cellseg.datasets.crops import CropDataset, Crops, sample_matrix
 from cellseg.datasets.sampling import draw_by_root, draw_from_groups, group_members, known_diameters
 from cellseg.datasets.targets import near_cells
 from cellseg.datasets.windowed import load_view, split_cut
@@ -53,6 +53,21 @@ def dataset(records, **changes):
         **changes,
     }
     return CropDataset(records, ModelConfig(), AugmentConfig(), **settings)
+
+
+class Waiting(torch.Tensor):
+    """Refuses to be copied while its memory may be used again: what is read here is not pinned."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        assert func is not torch.Tensor.to or not (kwargs or {}).get("non_blocking")
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def test_a_batch_is_on_its_device_before_its_memory_is_used_again():
+    one = torch.rand(1, 2, 3, 3).as_subclass(Waiting)
+    moved = Crops(one, one, one, one, ("a",)).to(torch.device("cpu"))
+    assert torch.equal(moved.weak, one) and moved.ids == ("a",)
 
 
 def test_zoom_is_limited_and_unknown_diameters_leave_the_scale_alone():

@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from cellseg.core import CellsegError
 from cellseg.regularizer_config import RegularizerConfig
@@ -365,6 +366,30 @@ def test_fisher_is_the_mean_squared_gradient_of_single_losses_scaled_to_mean_one
     fisher = diagonal_fisher(layer, (layer(row).sum() for row in inputs))  # squares 1, 0 and 1, 4: 2 and 4 in sum
     torch.testing.assert_close(fisher["weight"], torch.tensor([[2 / 3, 4 / 3]]))
     assert layer.weight.grad is None
+
+
+class NoDoubles(TorchFunctionMode):
+    """An Apple GPU: what is not brought to the CPU first has no float64."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.cpu:
+            return _Here(args[0].detach().clone())
+        if (kwargs or {}).get("dtype") is torch.float64 and not isinstance(args[0], _Here):
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
+        return func(*args, **(kwargs or {}))
+
+
+class _Here(torch.Tensor):
+    """A tensor that was brought to the CPU."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+
+def test_fisher_weights_of_a_device_without_float64_are_the_same():
+    layer, one = nn.Linear(2, 1, bias=False), torch.tensor([1.0, 2.0])
+    with NoDoubles():
+        fisher = diagonal_fisher(layer, [layer(one).sum()])
+    assert torch.equal(fisher["weight"], diagonal_fisher(layer, [layer(one).sum()])["weight"])
 
 
 def test_fisher_refuses_what_says_nothing(model):

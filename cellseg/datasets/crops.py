@@ -53,8 +53,8 @@ class Crops:
     ids: tuple[str, ...]
 
     def to(self, device: torch.device) -> Crops:
-        """Move every tensor to a device."""
-        tensors = [t.to(device, non_blocking=True) for t in (self.weak, self.strong, self.target, self.weight)]
+        """Copy every tensor to a device; these, in memory that is not pinned, may go as soon as this returns."""
+        tensors = [t.to(device) for t in (self.weak, self.strong, self.target, self.weight)]
         return Crops(tensors[0], tensors[1], tensors[2], tensors[3], self.ids)
 
 

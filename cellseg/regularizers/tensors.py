@@ -39,7 +39,7 @@ def diagonal_fisher(model: nn.Module, losses: Iterable[torch.Tensor]) -> dict[st
         for square, grad in zip(squares, grads, strict=True):
             if grad is not None:
                 square += grad.float().square()
-    total = float(sum(square.sum(dtype=torch.float64) for square in squares))
+    total = sum(float(square.cpu().sum(dtype=torch.float64)) for square in squares)  # Apple's GPUs have no float64
     if not 0 < total < float("inf"):
         raise CellsegError(
             f"Fisher weights: the squared gradients sum to {total}; wanted finite losses that depend on w"
