@@ -212,6 +212,7 @@ class TrainConfig(Strict):
     ema: float = Field(0.0, ge=0, lt=1)
     """Largest momentum of the averaged weights that are validated and handed out; 0 hands out the raw ones."""
     precision: Literal["auto", "bf16", "fp16", "off"] = "auto"
+    """Numbers that the network computes with: bf16 where the device has it (auto), or as told; off is float32."""
     channels_last: bool = True
     log_every: int = Field(10, ge=1)
     validate_every: int = Field(250, ge=1)
@@ -239,7 +240,7 @@ class PredictConfig(Strict):
     batch_size: int | None = Field(None, ge=1)
     """Windows that the network sees at once; by default one on a CPU, eight on a GPU; halved where memory ends."""
     precision: Literal["auto", "bf16", "fp16", "off"] = "auto"
-    """Numbers that the network computes with: bf16 where it is fast (auto), or as told; off is float32."""
+    """Numbers that the network computes with: bf16 where the device has it (auto), or as told; off is float32."""
 
 
 class RunConfig(Strict):

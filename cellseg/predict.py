@@ -7,6 +7,7 @@ feed the network differently from how it was trained.
 from __future__ import annotations
 
 import hashlib
+import platform
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -337,9 +338,23 @@ def check_precision(precision: str, device: torch.device) -> None:
 def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
     """Return the numbers that convolutions compute with; None for float32, as ``auto`` wants where bf16 is slow."""
     if precision == "auto":
-        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if device.type == "cpu" or native else None
+        return torch.bfloat16 if _has_bf16(device) else None
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies bf16 itself; others emulate that, which takes up to six times as long as float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    try:
+        able = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        if platform.machine().lower() in ("x86_64", "amd64"):  # there oneDNN says so of every AVX-512
+            able = able and torch.cpu._is_avx512_bf16_supported()
+    except AttributeError:  # a torch without oneDNN
+        return False
+    return able
 
 
 def load(model: str | Path, *, device: str | torch.device = "auto", settings: PredictConfig | None = None) -> Segmenter:

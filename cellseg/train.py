@@ -33,7 +33,7 @@ from cellseg.memory import peak_mb
 from cellseg.models.build import build_from, build_model
 from cellseg.models.teacher import EmaTeacher
 from cellseg.optimizer import build_optimizer, learning_rate, set_lr
-from cellseg.predict import Segmenter
+from cellseg.predict import Segmenter, autocast_type, pick_device
 from cellseg.progress import track
 from cellseg.provenance import describe
 from cellseg.regularizer_config import TOWARD_ZERO
@@ -41,8 +41,7 @@ from cellseg.regularizers import Penalty
 from cellseg.regularizers.of_run import regularizer_of
 from cellseg.state import LEAST_SCALE, State, flaw, restore, snapshot
 
-_PRECISION = {"bf16": "bf16-mixed", "fp16": "16-mixed", "off": "32-true"}
-
+_PRECISION = {torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed", None: "32-true"}
 
 Objective = Callable[[State, int], tuple[torch.Tensor, Parts, Sequence[str]]]
 """``objective(state, micro_step)`` returns the loss, its parts by name, and the ids of the images it saw."""
@@ -94,19 +93,14 @@ def place(fabric: Fabric) -> tuple[int, int]:
 
 def make_fabric(run: RunConfig, device: str) -> Fabric:
     """Set up one process, or this process's place among those that torchrun started."""
-    from cellseg.predict import pick_device
-
-    kind = pick_device(device).type
+    chosen = pick_device(device)
     local, world = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
-    precision = run.train.precision
-    if precision == "auto":
-        precision = "off" if kind == "mps" else "bf16"
     fabric = Fabric(
-        accelerator=kind,
+        accelerator=chosen.type,
         devices=local,
         num_nodes=max(1, world // local),
         strategy="ddp" if world > 1 else "auto",
-        precision=_PRECISION[precision],
+        precision=_PRECISION[autocast_type(run.train.precision, chosen)],
     )
     fabric.launch()
     return fabric

@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from cellseg.config import ModelConfig, PredictConfig
+from cellseg.config import ModelConfig, PredictConfig, RunConfig
 from cellseg.core import CellsegError
 from cellseg.instances import representation
 from cellseg.predict import Segmenter, autocast_type, check_precision, pick_device
+from cellseg.train import make_fabric
 
 
 class Fixed(nn.Module):
@@ -97,10 +98,18 @@ class Precise(nn.Module):
         return maps
 
 
+def pretend(monkeypatch, onednn, instructions, machine="x86_64"):
+    """Make the CPU another one."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instructions)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+
+
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("auto", torch.bfloat16), ("bf16", torch.bfloat16), ("off", torch.float32)]
 )
-def test_precision_is_that_of_the_settings(precision, dtype):
+def test_precision_is_that_of_the_settings(precision, dtype, monkeypatch):
+    pretend(monkeypatch, onednn=True, instructions=True)
     network, settings = Precise(), PredictConfig(precision=precision)
     one = Segmenter(network, ModelConfig(), settings, torch.device("cpu"), {})
     image = np.full((40, 50, 3), 0.25, np.float32)
@@ -109,6 +118,32 @@ def test_precision_is_that_of_the_settings(precision, dtype):
     assert network.dtype == dtype
     assert maps.dtype == np.float32
     assert np.all(maps == 0.75)  # exact in either
+
+
+@pytest.mark.parametrize(
+    ("cpu", "dtype", "word"),
+    [
+        ((True, True), torch.bfloat16, "bf16-mixed"),
+        ((True, False), None, "32-true"),  # AVX-512 alone: emulated
+        ((False, False), None, "32-true"),  # AVX2
+        ((True, False, "aarch64"), torch.bfloat16, "bf16-mixed"),
+    ],
+)
+def test_bf16_is_chosen_where_the_cpu_has_it(cpu, dtype, word, monkeypatch):
+    pretend(monkeypatch, *cpu)
+    assert autocast_type("auto", torch.device("cpu")) == dtype
+    assert make_fabric(RunConfig(), "cpu")._precision.precision == word
+
+
+@pytest.mark.parametrize(("able", "dtype"), [(True, torch.bfloat16), (False, None)])
+def test_bf16_is_chosen_where_the_gpu_has_it_without_emulation(able, dtype, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or able)
+    assert autocast_type("auto", torch.device("cuda")) == dtype
+
+
+def test_a_torch_without_onednn_computes_in_float32(monkeypatch):
+    monkeypatch.setattr(torch.ops, "mkldnn", object())
+    assert autocast_type("auto", torch.device("cpu")) is None
 
 
 def test_what_a_device_has_not_is_named():

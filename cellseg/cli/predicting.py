@@ -44,7 +44,7 @@ def predict(  # noqa: PLR0913 (options of a command line)
     device: Device = "auto",
     precision: Annotated[
         Literal["auto", "bf16", "fp16", "off"],
-        typer.Option(help="Numbers the network computes with: bf16 where that is fast (auto); off is float32."),
+        typer.Option(help="Numbers the network computes with: bf16 where the device has it (auto); off is float32."),
     ] = "auto",
     batch_size: Annotated[
         int | None,
