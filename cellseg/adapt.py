@@ -37,10 +37,11 @@ from cellseg.models.wise import interpolate
 from cellseg.predict import Segmenter, load
 from cellseg.progress import track
 from cellseg.pseudo import find_diameters
+from cellseg.resume import refuse_another
 from cellseg.rounds import Rounds, spot
 from cellseg.scale import scale_prior
 from cellseg.state import State
-from cellseg.train import Objective, fit, make_fabric, place, refuse_to_overwrite
+from cellseg.train import Objective, fit, make_fabric, place
 
 UNMIXED_NAME = "unmixed.safetensors"
 """With ``adapt.wise``: the weights before they were mixed with the start."""
@@ -101,7 +102,7 @@ def adapt(run: RunConfig, out: str | Path, *, seed: int = 0, resume: bool = Fals
     if run.train.init is None:
         raise CellsegError("train.init is not set: adaptation needs a pretrained model to start from")
     out = Path(out)
-    refuse_to_overwrite(out, resume=resume)
+    refuse_another(run, out, resume=resume)
     fabric = make_fabric(run, device)
     start = load(run.train.init, device=device, settings=run.predict)
     records = gather(run.data.unlabelled, labelled=False) if run.data.unlabelled or not run.data.train else []

@@ -39,6 +39,7 @@ from cellseg.provenance import describe
 from cellseg.regularizer_config import TOWARD_ZERO
 from cellseg.regularizers import Penalty
 from cellseg.regularizers.of_run import regularizer_of
+from cellseg.resume import CONFIG_NAME, refuse_another, refuse_another_seed
 from cellseg.state import LEAST_SCALE, State, flaw, restore, snapshot
 
 _PRECISION = {torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed", None: "32-true"}
@@ -59,7 +60,8 @@ def train(run: RunConfig, out: str | Path, *, seed: int = 0, resume: bool = Fals
     seed : int
         Seed of initial weights, data order and augmentation.
     resume : bool
-        Go on from ``last.pt``; the result equals that of an uninterrupted run.
+        Go on from ``last.pt``; the result equals that of an uninterrupted run. Another seed or other settings are
+        refused (:func:`cellseg.resume.refuse_another`).
     device : str
         ``auto``, ``cpu``, ``cuda`` or ``mps``.
 
@@ -117,16 +119,18 @@ def fit(
     judge: Judge | None = None,
 ) -> Path:
     """Run the loop of one objective and hand out what the judge likes best; see :func:`train` for what it writes."""
+    refuse_another(run, out, resume=resume)
     torch.manual_seed(seed)
     state, about = start(run, fabric)
-    refuse_to_overwrite(out, resume=resume)
     if resume and (out / STATE_NAME).exists():
-        restore(state, load_state(out / STATE_NAME))
+        saved = load_state(out / STATE_NAME)
+        refuse_another_seed(seed, saved, out)
+        restore(state, saved)
     if resume and _is_over(state, run, out):
         return out / WEIGHTS_NAME  # finished: nothing to do, and nothing measured is written over
     if fabric.is_global_zero:
         journal.forget_summary(out)
-        write_text(out / "config.json", run.model_dump_json(indent=2))
+        write_text(out / CONFIG_NAME, run.model_dump_json(indent=2))
         journal.truncate(out, state.step)
     try:
         _go_on(state, run, out, fabric, objective, judge, about | {"seed": seed})
@@ -138,12 +142,6 @@ def fit(
         _finish(state, run, out, about | {"seed": seed}, judge)
     fabric.barrier()
     return out / WEIGHTS_NAME
-
-
-def refuse_to_overwrite(out: Path, *, resume: bool) -> None:
-    """Raise CellsegError where a folder holds a run that is not to be gone on with."""
-    if not resume and (out / STATE_NAME).exists():
-        raise CellsegError(f"{out}: holds a run already; go on with --resume or name another folder")
 
 
 def _is_over(state: State, run: RunConfig, out: Path) -> bool:
@@ -181,7 +179,7 @@ def _go_on(
         if judge is not None and looks:
             _look(state, run, out, fabric, judge, about)
         if fabric.is_global_zero and saves:
-            save_state(out / STATE_NAME, snapshot(state))
+            save_state(out / STATE_NAME, snapshot(state) | {"seed": about["seed"]})
 
 
 def start(run: RunConfig, fabric: Fabric) -> tuple[State, dict[str, Any]]:

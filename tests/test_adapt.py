@@ -13,7 +13,7 @@ from fakes import four_disks
 from cellseg import adapt as module
 from cellseg.adapt import adapt
 from cellseg.checkpoint import load_state, load_weights, save_weights
-from cellseg.config import check_config
+from cellseg.config import PredictConfig, check_config
 from cellseg.core import CellsegError, Record
 from cellseg.datasets.index import read_index, write_index
 from cellseg.images import write_labels
@@ -283,6 +283,17 @@ def test_a_network_that_collapses_stops_and_the_start_is_kept(index, teacher, tm
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     adapt(make_run(index, teacher, train=settings), tmp_path, resume=True, device="cpu")
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_an_adaptation_goes_on_only_as_what_it_was(index, teacher, tmp_path, monkeypatch):
+    adapt(make_run(index, teacher), tmp_path, device="cpu")
+    monkeypatch.setattr(module, "load", None)  # refused before anything is loaded
+    with pytest.raises(CellsegError, match=r"other settings \(adapt\.agreement, predict\.tta\)"):
+        changed = make_run(index, teacher, agreement=0.5).model_copy(update={"predict": PredictConfig(tta=True)})
+        adapt(changed, tmp_path, resume=True, device="cpu")
+    monkeypatch.undo()
+    with pytest.raises(CellsegError, match="cannot be resumed with seed 1"):
+        adapt(make_run(index, teacher), tmp_path, seed=1, resume=True, device="cpu")
 
 
 def blank(teacher, folder):

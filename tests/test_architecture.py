@@ -13,6 +13,7 @@ FLOOR = {
     "blocks": 1, "resampling": 1, "sources": 1, "slides": 1, "seams": 1, "label_writers": 1, "block_files": 1,
     "batches": 2, "digests": 2, "elastic_net": 2, "cutmix": 2, "halving": 2, "sliding": 2, "optimizer": 2,
     "datasets": 2, "pairing": 2, "models": 2, "losses": 2, "regularizers": 2, "checkpoint": 2, "journal": 2, "state": 2,
+    "resume": 2,
     "suggest": 3, "views": 3, "criteria": 3, "pseudo": 3, "judging": 3, "rounds": 3,
     "train": 3, "adapt": 3, "predict": 3, "evaluate": 3, "compare": 3, "evaluate_coco": 3, "tables": 3,
     "predict_slides": 3, "predict_images": 3, "cluster": 3, "farm": 3, "farm_tasks": 3, "table_formats": 0, "report": 3,

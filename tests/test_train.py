@@ -1,6 +1,7 @@
 import gc
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from cellseg.adapt import adapt, ramp
 from cellseg.batches import crops, gather, loader
 from cellseg.checkpoint import load_state, load_weights
-from cellseg.config import Selection, check_config
+from cellseg.config import Selection, check_config, read_run
 from cellseg.core import CellsegError, Record
 from cellseg.datasets.index import read_index, write_index
 from cellseg.images import write_labels
@@ -168,6 +169,23 @@ def test_resuming_a_finished_run_changes_nothing(index, teacher):
     before = {path.name: path.read_bytes() for path in teacher.iterdir() if path.is_file()}
     train(make_run(index), teacher, resume=True, device="cpu")
     assert {path.name: path.read_bytes() for path in teacher.iterdir() if path.is_file()} == before
+
+
+def test_a_run_goes_on_only_as_what_it_was(index, teacher, tmp_path):
+    before = {path.name: path.read_bytes() for path in teacher.iterdir() if path.is_file()}
+    with pytest.raises(CellsegError, match=r"other settings \(train\.lr\); wanted those of its config\.json"):
+        train(make_run(index, train={"lr": 1e-5}), teacher, resume=True, device="cpu")
+    with pytest.raises(CellsegError, match="cannot be resumed with seed 7, it was begun with seed 0"):
+        train(make_run(index), teacher, seed=7, resume=True, device="cpu")
+    assert {path.name: path.read_bytes() for path in teacher.iterdir() if path.is_file()} == before
+    run = tmp_path / "run"
+    shutil.copytree(teacher, run)
+    train(make_run(index, train={"steps": 5}), run, resume=True, device="cpu")
+    assert load_state(run / "last.pt")["step"] == 5
+    assert read_run(run / "config.json").train.steps == 5
+    (run / "summary.json").unlink()  # the seed is in the state too
+    with pytest.raises(CellsegError, match="begun with seed 0"):
+        train(make_run(index, train={"steps": 6}), run, seed=1, resume=True, device="cpu")
 
 
 def test_another_model_is_refused(index, teacher, tmp_path):
