@@ -21,7 +21,7 @@ import torch
 from lightning_fabric import Fabric
 
 from cellseg import journal
-from cellseg.batches import crops, gather, layout, loader
+from cellseg.batches import cache_share, crops, gather, layout, loader
 from cellseg.checkpoint import WEIGHTS_NAME, load_weights, save_weights
 from cellseg.config import RunConfig
 from cellseg.core import CellsegError, Record
@@ -243,7 +243,7 @@ def _consistency(run: RunConfig, records: Sequence[Record], start: Segmenter, fa
             labelled=False,
             rank=rank,
             world=world,
-            cache_mb=run.data.cache_mb,
+            cache_mb=cache_share(run),
             balance=run.data.balance,
         ),
         run,

@@ -48,9 +48,15 @@ def crops(run: RunConfig, records: Sequence[Record], seed: int, place: tuple[int
         seed=seed,
         rank=place[0],
         world=place[1],
-        cache_mb=run.data.cache_mb,
+        cache_mb=cache_share(run),
         balance=run.data.balance,
     )
+
+
+def cache_share(run: RunConfig) -> int:
+    """Return the megabytes of ``data.cache_mb`` that each copy of a crop source may hold: every worker has its own."""
+    sources = (run.data.train, run.data.unlabelled, run.data.replay)
+    return run.data.cache_mb // (max(1, sum(map(bool, sources))) * max(1, run.train.workers))
 
 
 def loader(dataset: CropDataset, run: RunConfig) -> Callable[[int], Crops]:

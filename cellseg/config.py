@@ -86,7 +86,7 @@ class DataConfig(Strict):
     """What crops are drawn evenly over: images; groups, whatever their size; or between the two, groups in
     proportion to the square root of their number of images."""
     cache_mb: int = Field(4096, ge=0)
-    """Memory for decoded training images and their targets."""
+    """Memory for decoded training images and their targets, of all kinds and all workers of a process together."""
 
 
 class AugmentConfig(Strict):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lightning_fabric import Fabric
 
-from cellseg.batches import loader
+from cellseg.batches import cache_share, loader
 from cellseg.config import RunConfig
 from cellseg.core import Record
 from cellseg.datasets.crops import CropDataset, Crops
@@ -116,7 +116,7 @@ class Rounds:
             labelled=False,
             rank=rank,
             world=world,
-            cache_mb=self.run.data.cache_mb,
+            cache_mb=cache_share(self.run),
             balance=self.run.data.balance,
             prepare=partial(_prepare, self.run, folder, records, rows),
         )

@@ -15,6 +15,7 @@ from cellseg.adapt import adapt
 from cellseg.checkpoint import load_state, load_weights, save_weights
 from cellseg.config import PredictConfig, check_config
 from cellseg.core import CellsegError, Record
+from cellseg.datasets.crops import CropDataset
 from cellseg.datasets.index import read_index, write_index
 from cellseg.images import write_labels
 from cellseg.judging import Verdict, Watch
@@ -294,6 +295,22 @@ def test_an_adaptation_goes_on_only_as_what_it_was(index, teacher, tmp_path, mon
     monkeypatch.undo()
     with pytest.raises(CellsegError, match="cannot be resumed with seed 1"):
         adapt(make_run(index, teacher), tmp_path, seed=1, resume=True, device="cpu")
+
+
+@pytest.mark.parametrize("method", ["mixed", "consistency"])
+def test_all_sources_and_workers_share_the_memory_for_images(index, teacher, tmp_path, monkeypatch, method):
+    shares, make = [], CropDataset.__init__
+
+    def noted(self, *parts, cache_mb, **words):
+        shares.append(cache_mb)
+        make(self, *parts, cache_mb=cache_mb, **words)
+
+    monkeypatch.setattr(CropDataset, "__init__", noted)
+    one = [{"index": str(index), "ids": ["0"]}]
+    data = {"train": one, "replay": one, "cache_mb": 60}
+    run = make_run(index, teacher, data=data, train={"steps": 1, "workers": 2}, method=method)
+    adapt(run, tmp_path, device="cpu")
+    assert shares == [10, 10, 10]
 
 
 def blank(teacher, folder):
