@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cellseg.core import CellsegError
+from cellseg.orders import one_line
 
 if TYPE_CHECKING:
     from distributed import Client, Worker
@@ -61,8 +62,8 @@ def connect(workers: int | None, scheduler: str | None) -> Iterator[Client]:
             client = Client(**where, timeout=_PATIENCE_S)
         except (OSError, ValueError, TypeError) as error:
             raise CellsegError(
-                f"--scheduler {scheduler}: no Dask scheduler answers there ({_line(error)}); wanted the address that "
-                "'dask scheduler' printed, such as tcp://node7:8786, or its scheduler file"
+                f"--scheduler {scheduler}: no Dask scheduler answers there ({one_line(error)}); wanted the address "
+                "that 'dask scheduler' printed, such as tcp://node7:8786, or its scheduler file"
             ) from error
         with client:
             yield client
@@ -113,7 +114,3 @@ def threads_each(workers: int) -> int:
     told = os.environ.get("OMP_NUM_THREADS", "")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return int(told) if told.isdecimal() and int(told) > 0 else max(1, cores // workers)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -24,7 +24,7 @@ from cellseg import farm_tasks
 from cellseg.blocks import Block
 from cellseg.core import CellsegError
 from cellseg.farm_tasks import Recipe
-from cellseg.orders import Interrupted, Job, Order, Predicted, Told, say_how_to_go_on
+from cellseg.orders import Interrupted, Job, Order, Predicted, Told, one_line, say_how_to_go_on
 from cellseg.progress import counter
 
 if TYPE_CHECKING:
@@ -305,11 +305,11 @@ def _result(future: Future, about: str) -> Any:
     except MemoryError as error:
         raise CellsegError(f"{about}: out of memory; a smaller --block needs less") from error
     except (CancelledError, OSError) as error:
-        raise Interrupted(f"{_GONE} ({_line(error)})") from error
+        raise Interrupted(f"{_GONE} ({one_line(error)})") from error
     except ModuleNotFoundError as error:
         raise CellsegError(f"a worker cannot use cellseg ({error}); install the same version everywhere") from error
     except Exception as error:
-        raise CellsegError(f"{about}: {type(error).__name__}: {_line(error)}") from error
+        raise CellsegError(f"{about}: {type(error).__name__}: {one_line(error)}") from error
 
 
 _GONE = "the Dask scheduler is gone, what was finished is kept"
@@ -322,12 +322,8 @@ def _reaching_the_cluster() -> Iterator[None]:
     except TimeoutError:
         raise
     except (OSError, CancelledError, RuntimeError) as error:
-        raise Interrupted(f"{_GONE} ({_line(error)})") from error
+        raise Interrupted(f"{_GONE} ({one_line(error)})") from error
 
 
 def _how_to_go_on(slide: _Slide | None) -> Any:
     return nullcontext() if slide is None or slide.job is None else say_how_to_go_on(slide.job)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

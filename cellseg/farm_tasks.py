@@ -17,7 +17,7 @@ import cellseg
 from cellseg.blocks import Block
 from cellseg.config import PredictConfig
 from cellseg.core import CellsegError
-from cellseg.orders import Job, Order, Predicted, Scores
+from cellseg.orders import Job, Order, Predicted, Scores, one_line
 
 if TYPE_CHECKING:
     from cellseg.predict import Segmenter
@@ -82,8 +82,8 @@ def run_blocks(recipe: Recipe, job: Job, blocks: list[Block]) -> None:
             if not job.folder.is_finished(block):
                 try:
                     run_block(segmenter, job, block)
-                except (CellsegError, MemoryError) as error:
-                    raise CellsegError(f"{named(job, block)}: {str(error) or 'out of memory'}") from error
+                except (CellsegError, MemoryError, RuntimeError) as error:
+                    raise CellsegError(f"{named(job, block)}: {one_line(error)}") from error
 
 
 def finish_image(job: Job, order: Order, beside: Callable[[Predicted], None] | None) -> Predicted:

@@ -15,8 +15,11 @@ from cellseg.core import CellsegError, Image
 Look = Callable[[NDArray[np.float32]], torch.Tensor]
 """A network: images ``(B, h, w, 3)`` of one size in, raw maps ``(B, K, h, w)`` of any float type out."""
 
-_SIGNS = ("can't allocate memory", "not enough memory", "out of memory")
-"""What PyTorch's allocators of the CPU, of Windows and of other devices write in a plain RuntimeError."""
+_SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "_STATUS_ALLOC_FAILED")
+"""What a RuntimeError says of PyTorch's allocators of the CPU, of Windows and of other devices, of cuBLAS and cuDNN."""
+
+_NO_ENGINE = ("Unable to find a valid cuDNN algorithm", "unable to find an engine")
+"""What cuDNN says where memory ends, and also where it cannot compute at all: only fewer images tell which it is."""
 
 
 @dataclass
@@ -80,7 +83,7 @@ def _maps_or_nothing(look: Look, batch: NDArray[np.float32]) -> torch.Tensor | N
     try:
         return look(batch).cpu()
     except (RuntimeError, MemoryError) as error:
-        if not ran_out(error):
+        if not ran_out(error) and (len(batch) == 1 or all(sign not in str(error) for sign in _NO_ENGINE)):
             raise
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -177,19 +177,33 @@ def in_strips(plan: Plan) -> list[Block]:
 
 
 @contextmanager
+def naming(image: Path, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn errors of these kinds into one line that names the image."""
+    try:
+        yield
+    except kinds as error:
+        raise CellsegError(f"{image.name}: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error says in one line, cut where it is not our own."""
+    silent = {MemoryError: "out of memory, a smaller --block needs less", KeyboardInterrupt: "interrupted"}
+    said = " ".join(str(error).split()) or silent.get(type(error), type(error).__name__)
+    return said if isinstance(error, CellsegError) else said[:200]
+
+
+@contextmanager
 def say_how_to_go_on(job: Job) -> Iterator[None]:
     """Let whatever stops a job say how many of its blocks are kept, and that the same command goes on there."""
     try:
         yield
-    except (CellsegError, KeyboardInterrupt, MemoryError) as error:
+    except (CellsegError, KeyboardInterrupt, MemoryError, RuntimeError) as error:
         blocks = job.plan.blocks()
         done = sum(job.folder.is_finished(block) for block in blocks)
-        out_of_memory = "out of memory, a smaller --block needs less"
-        reason = str(error) or (out_of_memory if isinstance(error, MemoryError) else "interrupted")
         kind = Interrupted if isinstance(error, KeyboardInterrupt | Interrupted) else CellsegError
         raise kind(
-            f"{reason}; {done} of {len(blocks)} blocks of {job.name} are finished and kept in {job.folder.path}: "
-            "the same command goes on there"
+            f"{one_line(error)}; {done} of {len(blocks)} blocks of {job.name} are finished and kept in "
+            f"{job.folder.path}: the same command goes on there"
         ) from error
 
 

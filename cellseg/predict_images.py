@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from cellseg.block_files import BlockFolder
 from cellseg.confidences import read_scores, scores_path, write_confidences
-from cellseg.core import CellsegError
+from cellseg.core import CellsegError, Labels
 from cellseg.images import read_image, write_labels
 from cellseg.label_writers import read_note, rows_of, write_label_zarr
-from cellseg.orders import Job, Order, Predicted, Scores, Told, Wish, blocks_folder, orders_of
+from cellseg.orders import Job, Order, Predicted, Scores, Told, Wish, blocks_folder, naming, orders_of
 from cellseg.predict import Segmenter, decoding_shape
 from cellseg.predict_slides import predict_slide, run_note, run_of, start_job
 from cellseg.prefetch import prefetch
@@ -83,10 +83,16 @@ def begin(
     -------
     float64 (n,) or Job
         The scores of a result that is there, or the work that is left.
+
+    Raises
+    ------
+    CellsegError
+        If the image cannot be segmented, such as for want of memory; it is named.
     """
-    raw = read_small(order) if pixels is None else pixels()
-    scores = None if raw is None else _segment_small(segmenter, order, raw)
-    return _start_large(segmenter, order, notice) if scores is None else scores
+    with naming(order.image, RuntimeError, MemoryError):
+        raw = read_small(order) if pixels is None else pixels()
+        scores = None if raw is None else _segment_small(segmenter, order, raw)
+        return _start_large(segmenter, order, notice) if scores is None else scores
 
 
 def conclude(order: Order, scores: Scores, beside: Callable[[Predicted], None] | None) -> Predicted:
@@ -106,19 +112,27 @@ def read_small(order: Order) -> NDArray[Any] | None:
 
 def _segment_small(segmenter: Segmenter, order: Order, raw: NDArray[Any]) -> Scores | None:
     """Segment an image whole and write the result; None if it is too large at the scale of decoding."""
-    wish, target = order.wish, order.target
-    normal, diameter = segmenter.prepare(raw, wish.diameter, wish.channel)
-    zoom = zoom_for(diameter, segmenter.config.reference_diameter)
-    if max(decoding_shape((raw.shape[0], raw.shape[1]), zoom)) > wish.block:
+    target = order.target
+    with naming(order.image, CellsegError):  # of what knows only pixels
+        found = _find_cells(segmenter, order.wish, raw)
+    if found is None:
         return None
-    labels, scores = segmenter.segment_normalized_with_scores(normal, diameter)
+    labels, scores = found
     write_confidences(target, labels, scores)
-    if wish.as_zarr:
+    if order.wish.as_zarr:
         write_label_zarr(target, rows_of(labels), order.image, blocks_folder(target))
         BlockFolder(blocks_folder(target)).remove()
     else:
         write_labels(target, labels)
     return scores
+
+
+def _find_cells(segmenter: Segmenter, wish: Wish, raw: NDArray[Any]) -> tuple[Labels, Scores] | None:
+    normal, diameter = segmenter.prepare(raw, wish.diameter, wish.channel)
+    zoom = zoom_for(diameter, segmenter.config.reference_diameter)
+    if max(decoding_shape((raw.shape[0], raw.shape[1]), zoom)) > wish.block:
+        return None
+    return segmenter.segment_normalized_with_scores(normal, diameter)
 
 
 def _start_large(segmenter: Segmenter, order: Order, notice: Callable[[str], None]) -> Scores | Job:

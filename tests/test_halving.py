@@ -45,9 +45,14 @@ def test_every_image_is_shown_once_and_in_order(count):
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried"),
         RuntimeError("MPS backend out of memory (MPS allocated: 5 GB)"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("Unable to find a valid cuDNN algorithm to run convolution"),
+        RuntimeError("FIND was unable to find an engine to execute this computation"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
         MemoryError(),
     ],
-    ids=["cuda", "cpu", "mps", "python"],
+    ids=["cuda", "cpu", "mps", "cublas", "cudnn", "algorithm", "find", "get", "python"],
 )
 def test_memory_that_ends_halves_the_batch_for_good_and_says_so_once(error):
     look, most = Small(2, error), Most(8)
@@ -70,6 +75,13 @@ def test_other_errors_are_nobodys_business():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         seen(Small(0, RuntimeError("mat1 and mat2 shapes cannot be multiplied")), Most(3))
     assert not ran_out(ValueError("out of memory"))
+
+
+def test_cudnn_that_has_no_engine_for_one_image_either_says_so_itself():
+    look = Small(0, RuntimeError("GET was unable to find an engine to execute this computation"))
+    with pytest.raises(RuntimeError, match="unable to find an engine"):
+        seen(look, Most(4))
+    assert look.shown == [4, 2, 1]
 
 
 def test_maps_share_no_memory():

@@ -156,6 +156,31 @@ def test_predict_of_nothing_usable_writes_no_table(images, tmp_path):
     assert not (tmp_path / "cells.csv").exists()
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("no kernel image\nis available"), "no kernel image is available"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory while the network sees 96 x 96 pixels"),
+        (MemoryError(), "out of memory while the network sees 96 x 96 pixels"),
+    ],
+    ids=["kernel", "cuda", "python"],
+)
+def test_an_image_that_the_network_fails_on_is_left_out_by_name(images, monkeypatch, error, said):
+    (images / "b.tif").unlink()
+    look, calls = Reader.forward, []
+
+    def fails_first(self, x):
+        calls.append(0)
+        if len(calls) == 1:
+            raise error
+        return look(self, x)
+
+    monkeypatch.setattr(Reader, "forward", fails_first)
+    done = predict(images)
+    assert done.exit_code == 1 and f"left out: a.tif: {said}" in done.stderr
+    assert "1 images, 4 cells; 1 of 2 images left out" in done.stderr
+
+
 @pytest.mark.parametrize("diameter", ["nan", "inf", "0", "-1"])
 def test_a_diameter_that_is_none(images, diameter):
     done = command("predict", images, "--out", images.parent / "out", "--diameter", diameter)

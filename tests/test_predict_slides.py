@@ -217,7 +217,10 @@ def finished_in(folder):
 WISH = {"diameter": 24.0, "block": 100}
 
 
-@pytest.mark.parametrize(("error", "reason"), [(KeyboardInterrupt, "interrupted; "), (MemoryError, "out of memory")])
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(KeyboardInterrupt, "interrupted; "), (MemoryError, "out of memory"), (RuntimeError, "RuntimeError; ")],
+)
 def test_what_stops_a_run_says_how_to_go_on_and_the_next_does(truth, slide, tmp_path, monkeypatch, error, reason):
     stopped = Counted(stop=21, error=error)  # of the 6 x 7 windows
     with pytest.raises(CellsegError, match=reason) as told:
