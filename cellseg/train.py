@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from cellseg.config import RunConfig
 from cellseg.core import CellsegError
 from cellseg.datasets.crops import Crops
 from cellseg.files import write_text
+from cellseg.halving import ran_out
 from cellseg.judging import VAL_F1, Judge, Stopped, Validation, bar, decision
 from cellseg.losses import Parts, representation_loss
 from cellseg.memory import peak_mb
@@ -165,7 +167,8 @@ def _go_on(
     for step in track(range(state.step, last), "training", total=last, done=state.step):
         began, worked = time.perf_counter(), time.process_time()
         set_lr(state.optimizer, learning_rate(run, step))
-        parts = update(state, run, fabric, objective, about["seed"])
+        with _saying_what_needs_less_memory(run, step):
+            parts = update(state, run, fabric, objective, about["seed"])
         state.step = step + 1
         state.ms.append(1e3 * (time.perf_counter() - began))
         state.spent["minutes"] += state.ms[-1] / 6e4
@@ -180,6 +183,21 @@ def _go_on(
             _look(state, run, out, fabric, judge, about)
         if fabric.is_global_zero and saves:
             save_state(out / STATE_NAME, snapshot(state) | {"seed": about["seed"]})
+
+
+@contextmanager
+def _saying_what_needs_less_memory(run: RunConfig, step: int) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        parts = {"train": run.data.train, "adapt": run.data.unlabelled}
+        sizes = " and ".join(f"{part}.batch_size" for part, images in parts.items() if images)
+        raise CellsegError(
+            f"out of memory at step {step}; lower {sizes} and raise train.accumulate as much, which keeps the crops of "
+            "an update and what --resume goes on from, or begin anew with a lower train.crop_size"
+        ) from error
 
 
 def start(run: RunConfig, fabric: Fabric) -> tuple[State, dict[str, Any]]:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "faults"))
 import children
@@ -46,6 +47,20 @@ def test_what_nobody_put_into_words_is_still_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err.splitlines() == [
         "error: out/x.csv: Permission denied; is the disk full or read-only, or the file not yours?"
     ]
+
+
+def test_a_device_without_memory_is_told_in_one_line(monkeypatch, capsys):
+    from cellseg import cli
+
+    def full():
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+    monkeypatch.setattr(cli, "app", full)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    said = "error: out of memory (CUDA out of memory. Tried to allocate 2 GiB); another --device may have more\n"
+    assert capsys.readouterr().err == said
 
 
 def test_ctrl_c_says_that_one_may_go_on(monkeypatch, capsys):

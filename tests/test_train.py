@@ -16,6 +16,7 @@ from cellseg.config import Selection, check_config, read_run
 from cellseg.core import CellsegError, Record
 from cellseg.datasets.index import read_index, write_index
 from cellseg.images import write_labels
+from cellseg.losses import representation_loss
 from cellseg.metrics import match
 from cellseg.predict import load
 from cellseg.train import learning_rate, train
@@ -158,6 +159,34 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_images(index, tmp_path, m
     with pytest.raises(CellsegError, match="loss is nan at step 0, images 0, 1"):
         train(make_run(index), tmp_path / "nan", device="cpu")
     assert not (tmp_path / "nan" / "best.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory: you tried"), MemoryError()],
+    ids=["cuda", "cpu", "python"],
+)
+def test_memory_that_ends_says_at_which_step_and_what_needs_less(index, tmp_path, monkeypatch, error):
+    from cellseg import train as module
+
+    def greedy(maps, *rest):
+        if len(maps) > 1 and (tmp_path / "run" / "last.pt").exists():
+            raise error
+        return representation_loss(maps, *rest)
+
+    monkeypatch.setattr(module, "representation_loss", greedy)
+    with pytest.raises(CellsegError, match=r"of memory at step 2; lower train\.batch_size and raise train\.accumulate"):
+        train(make_run(index), tmp_path / "run", device="cpu")
+    smaller = make_run(index, train={"batch_size": 1, "accumulate": 2})
+    train(smaller, tmp_path / "run", resume=True, device="cpu")
+    assert load_state(tmp_path / "run" / "last.pt")["step"] == 4
+
+
+def test_fewer_crops_at_once_are_the_same_crops_an_update(index):
+    whole, halves = (make_run(index, train=words) for words in ({}, {"batch_size": 1, "accumulate": 2}))
+    source, part = (crops(run, gather(run.data.train), seed=0) for run in (whole, halves))
+    for step in range(2):
+        assert torch.equal(source[step].weak, torch.cat([part[2 * step].weak, part[2 * step + 1].weak]))
 
 
 def test_a_run_folder_is_not_overwritten(index, teacher):

@@ -30,6 +30,12 @@ def main() -> None:
         if debug:
             raise
         fail(str(error) or "out of memory")
+    except RuntimeError as error:
+        from cellseg.halving import ran_out
+
+        if debug or not ran_out(error):
+            raise
+        fail(f"out of memory ({' '.join(str(error).split())[:200]}); another --device may have more")
     except OSError as error:  # what no reader and no writer has put into words
         if debug:
             raise
