@@ -107,9 +107,7 @@ def start_job(
     image, folder = Path(image), BlockFolder(blocks_folder(target))
     run, channel = run_of(segmenter, image, wish), wish.channel
     known = folder.facts()
-    if known is None or known.get("run") != run:
-        if known is not None:
-            warnings.warn(f"{folder.path}: blocks of another run, which are removed", stacklevel=2)
+    if not _is_same_job(known, run, image, folder):
         folder.remove()
         known = None
     pixels = image if has_regions(image) else folder.path / "image.tif"
@@ -218,19 +216,37 @@ def _bands(job: Job, tables: dict[tuple[int, int], tuple[Region, Pieces]], cells
 
 
 def run_of(segmenter: Segmenter, image: Path, wish: Wish) -> dict[str, Any]:
-    """Return what a result depends on, as plain values."""
+    """Return what a result depends on, as plain values; ``pixels`` digests the finest level of an OME-Zarr."""
+    file, pixels = image, ""
     if is_zarr(image):
-        state: list[str | int] = [zarr_digest(image)]
-    else:
-        try:
-            status = image.stat()
-        except OSError as error:
-            raise CellsegError(f"{image}: cannot be read ({error.strerror or error})") from error
-        state = [status.st_size, status.st_mtime_ns]
+        file = next(path for name in ("zarr.json", ".zattrs", ".zarray", ".zgroup") if (path := image / name).is_file())
+        pixels = zarr_digest(image)
+    try:
+        status = file.stat()
+    except OSError as error:
+        raise CellsegError(f"{image}: cannot be read ({error.strerror or error})") from error
     return {
-        "image": [image.name, *state],
+        "image": [image.name, status.st_size, status.st_mtime_ns],
+        "pixels": pixels,
         "model": segmenter.fingerprint,
         "settings": segmenter.settings.model_dump(mode="json", exclude={"batch_size"}),
         "wish": [wish.diameter, wish.channel, wish.block],
         "version": cellseg.__version__,
     }
+
+
+def _is_same_job(known: dict[str, Any] | None, run: dict[str, Any], image: Path, folder: BlockFolder) -> bool:
+    """Whether finished blocks may be gone on with: also where a damaged chunk was put right, which is said."""
+    if known is None:
+        return False
+    held = dict(known.get("run") or {})
+    if held | {"pixels": run["pixels"]} != run:
+        warnings.warn(f"{folder.path}: blocks of another run, which are removed", stacklevel=3)
+        return False
+    if held["pixels"] != run["pixels"]:
+        warnings.warn(
+            f"{image}: its files changed since this was begun, finished blocks are kept; remove {folder.path} if other "
+            "pixels are in it now",
+            stacklevel=3,
+        )
+    return True
