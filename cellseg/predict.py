@@ -345,16 +345,16 @@ def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
 def _has_bf16(device: torch.device) -> bool:
     """Whether a device multiplies bf16 itself; others emulate that, which takes up to six times as long as float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
         return False
     try:
-        able = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        able = torch.ops.mkldnn._is_mkldnn_bf16_supported()
         if platform.machine().lower() in ("x86_64", "amd64"):  # there oneDNN says so of every AVX-512
             able = able and torch.cpu._is_avx512_bf16_supported()
     except AttributeError:  # a torch without oneDNN
         return False
-    return able
+    return bool(able)
 
 
 def load(model: str | Path, *, device: str | torch.device = "auto", settings: PredictConfig | None = None) -> Segmenter:
