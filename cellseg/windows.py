@@ -119,7 +119,8 @@ def read_bands(path: str | Path, shape: tuple[int, int]) -> Iterator[tuple[int, 
 
 def read_grid(path: str | Path, shape: tuple[int, int], step: int) -> NDArray[Any]:
     """Read every ``step``-th row and column, ``image[::step, ::step]``, holding one band of rows at a time."""
-    return np.concatenate([band[-start % step :: step, ::step] for start, band in read_bands(path, shape)])
+    # Copies: a view would keep its band.
+    return np.concatenate([band[-start % step :: step, ::step].copy() for start, band in read_bands(path, shape)])
 
 
 def measure_ranges(path: str | Path, shape: tuple[int, int], rule: NormalizeConfig) -> list[tuple[float, float]]:
@@ -150,7 +151,7 @@ def ranges_of_bands(
     grid, lows, highs = [], [], []
     for start, band in bands:
         planes = band.reshape(*band.shape[:2], -1)
-        grid.append(planes[-start % step :: step, ::step])
+        grid.append(planes[-start % step :: step, ::step].copy())  # a view would keep its band
         low, high = _extremes(planes)
         lows.append(low)
         highs.append(high)

@@ -1,5 +1,7 @@
 """A window is the crop of the whole image, whatever the file, and reading it does not decode the rest."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import tifffile
@@ -156,6 +158,21 @@ def test_a_normalised_window_is_the_crop_of_the_normalised_whole(tmp_path, monke
     for rows, columns in WINDOWS:
         part = normalize(read_window(tmp_path / "a.tif", rows, columns), config, ranges=known)
         np.testing.assert_array_equal(part, whole[rows, columns])
+
+
+@pytest.mark.parametrize("rule", ["percentile", "none"])
+def test_a_slide_is_measured_without_being_held_whole(tmp_path, rule):
+    image = values(np.uint8, size=(16384, 512))
+    write_tiled(tmp_path / "a.tif", image)
+    read_window(tmp_path / "a.tif", slice(0, 1), slice(0, 1))  # what is imported on the way is not counted
+    tracemalloc.start()
+    try:
+        read_grid(tmp_path / "a.tif", image.shape, 16)
+        measure_ranges(tmp_path / "a.tif", image.shape, NormalizeConfig(rule=rule))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < image.nbytes
 
 
 def test_label_windows_keep_ids_and_refuse_negative_ones(tmp_path):
