@@ -1,5 +1,7 @@
 import csv
 import math
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -8,12 +10,14 @@ import numpy as np
 import pytest
 import tifffile
 
-from cellseg import windows
+from cellseg import memory, windows
 from cellseg.core import CellsegError, Record
+from cellseg.datasets import inspection
 from cellseg.datasets.folder import prepare_folder
 from cellseg.datasets.index import read_index
 from cellseg.datasets.rows import split_validation
 from cellseg.images import read_image, read_labels
+from cellseg.labels import median_diameter, split_disconnected
 
 SHAPE = (20, 30)
 TWO_CELLS = np.zeros(SHAPE, np.uint16)
@@ -415,3 +419,62 @@ def test_a_slide_without_windows_is_copied_in_tiles_and_other_files_are_not(root
     np.testing.assert_array_equal(read_image(a.image), np.arange(600, dtype=np.uint16).reshape(SHAPE))
     np.testing.assert_array_equal(read_labels(a.labels), TWO_CELLS)
     assert "### tiled copy (2)" in report_of(root)
+
+
+def test_a_slide_with_windows_may_be_larger_than_the_memory(root, monkeypatch):
+    monkeypatch.setattr(windows, "SLIDE_PIXELS", 599)
+    monkeypatch.setattr(windows, "_BAND_ROWS", 6)
+    monkeypatch.setattr(inspection, "_BAND_ROWS", 7)  # a cell lies in two bands
+    for stem, ending in (("a", ".tif"), ("b", ".npy")):
+        windows.write_tiled(root / "images" / f"{stem}.tif", np.arange(600, dtype=np.uint16).reshape(SHAPE))
+        put(root / "labels" / f"{stem}{ending}", TWO_CELLS)
+    windows.write_tiled(root / "labels" / "a.tif", TWO_CELLS)
+    monkeypatch.setattr(memory, "free_bytes", lambda: 0)
+    for record in prepare(root):
+        assert (record.height, record.width) == SHAPE
+        assert (record.n_instances, record.diameter, record.label_kind) == (2, DIAMETER, "instances")
+    assert "Nothing was dropped or doubtful." in report_of(root)
+
+
+def test_a_slide_in_which_one_pixel_differs_is_not_constant(root, monkeypatch):
+    monkeypatch.setattr(windows, "SLIDE_PIXELS", 599)
+    monkeypatch.setattr(inspection, "THUMBNAIL", 4)
+    flat = np.full(SHAPE, 7, np.uint8)
+    windows.write_tiled(root / "images" / "flat.tif", flat)
+    flat[5, 5] = 8
+    windows.write_tiled(root / "images" / "nearly.tif", flat)
+    prepare(root)
+    assert "### constant image (1)\n\n- `images/flat.tif`: every pixel is 7; kept" in report_of(root)
+
+
+def test_one_slide_at_a_time_is_decoded_whole(root, monkeypatch):
+    monkeypatch.setattr(windows, "SLIDE_PIXELS", 599)
+    for stem in "abcd":
+        put(root / "images" / f"{stem}.png")
+        put(root / "labels" / f"{stem}.png", TWO_CELLS)
+    busy, most = threading.Semaphore(1), []
+
+    def alone(read):
+        def read_alone(path):
+            most.append(busy.acquire(blocking=False))
+            time.sleep(0.01)
+            if most[-1]:
+                busy.release()
+            return read(path)
+
+        return read_alone
+
+    monkeypatch.setattr(inspection, "read_image", alone(inspection.read_image))
+    monkeypatch.setattr(inspection, "read_labels", alone(inspection.read_labels))
+    prepare(root)
+    assert most == [True] * 8
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 40])
+def test_pieces_of_a_single_id_are_counted_across_bands(tmp_path, monkeypatch, rows):
+    monkeypatch.setattr(inspection, "_BAND_ROWS", rows)
+    labels = (np.random.default_rng(rows).random((23, 31)) < 0.3).astype(np.uint8)
+    put(tmp_path / "a.tif", labels)
+    found = inspection.inspect_labels(tmp_path / "a.tif", tmp_path / "copy.tif")
+    assert found.n_pieces == split_disconnected(labels).max() > 10
+    assert found.diameters.tolist() == [median_diameter(labels)]

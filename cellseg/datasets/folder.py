@@ -10,9 +10,9 @@ Layouts, told apart by what is there; files are matched by stem, case kept, neve
 
 A source ``index.csv`` beside ``images/`` (columns ``image`` and any of ``split, group, n_instances, well``) says
 which images count and what is known of them. Every image and label file is decoded once, so that a damaged one
-is found now and not during training. Files are used where they lie; only slides that cannot be read by window are
-copied, in tiles. What this gives up:
-several label files an image, and one file a cell.
+is found now and not during training; slides band by band (:mod:`cellseg.datasets.inspection`). Files are used where
+they lie; only slides that cannot be read by window are copied, in tiles. What this gives up: several label files an
+image, and one file a cell.
 """
 
 from __future__ import annotations
@@ -24,21 +24,16 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
-
-from numpy.typing import NDArray
+from statistics import median
 
 from cellseg.core import CellsegError, LabelKind, Record
 from cellseg.datasets.index import PrepareReport, write_prepared
+from cellseg.datasets.inspection import inspect_image, inspect_labels
 from cellseg.datasets.left_out import Finding
 from cellseg.datasets.rows import mark_partial, split_validation
-from cellseg.images import IMAGE_SUFFIXES, find_images, is_image_name, read_image, read_labels
-from cellseg.labels import count_instances, median_diameter, split_disconnected
+from cellseg.images import IMAGE_SUFFIXES, find_images, is_image_name
 from cellseg.names import LABEL_ENDINGS, file_stem, role_of
 from cellseg.progress import track
-from cellseg.windows import has_windows, is_slide, write_tiled
-
-FileT = TypeVar("FileT", Path, Path | None)
 
 SPLITS = ("train", "val", "test", "unlabelled")
 
@@ -307,49 +302,43 @@ def _check(item: _Item, root: Path, out: Path) -> _Checked:
     """Decode an image and its labels and make its record; a bad file becomes a finding."""
     subject = _name(item.image, root)
     try:
-        image = read_image(item.image)
-        labels = read_labels(item.labels) if item.labels else None
+        image = inspect_image(item.image, out / "tiled" / f"{item.id}.tif")
+        labels = inspect_labels(item.labels, out / "tiled" / f"{item.id}_labels.tif") if item.labels else None
     except CellsegError as error:
         return _Checked(None, (Finding("unreadable", subject, f"{error}; left out"),))
     found: list[Finding] = []
-    if labels is not None and labels.shape != image.shape[:2]:
-        message = f"labels are {labels.shape} but the image is {image.shape[:2]}; left out"
+    if labels is not None and labels.size != image.size:
+        message = f"labels are {labels.size} but the image is {image.size}; left out"
         return _Checked(None, (Finding("size mismatch", subject, message),))
-    if image.ndim == 3 and image.shape[2] > 4:
-        found.append(Finding("many channels", subject, f"{image.shape[2]} channels; training needs one to be chosen"))
-    if image.min() == image.max():
-        found.append(Finding("constant image", subject, f"every pixel is {image.flat[0]}; kept"))
-    n_ids, n_pieces, diameter = 0, 0, None
+    if image.channels > 4:
+        found.append(Finding("many channels", subject, f"{image.channels} channels; training needs one to be chosen"))
+    if image.is_constant:
+        found.append(Finding("constant image", subject, f"every pixel is {image.thumbnail.flat[0]}; kept"))
+    diameters: Sequence[float] = labels.diameters.tolist() if labels is not None else ()
     if labels is not None:
-        n_ids, diameter = count_instances(labels), median_diameter(labels)
-        n_pieces = int(split_disconnected(labels).max()) if n_ids == 1 else n_ids
-        found += _judge_labels(item, subject, n_ids)
+        found += _judge_labels(item, subject, len(diameters))
     elif item.split not in ("", "unlabelled"):
         found.append(Finding("no labels", subject, f"in split '{item.split}' without labels; moved to 'unlabelled'"))
+    found += [
+        Finding("tiled copy", path.name, f"cannot be read by window; {used.path.name} in the output is used")
+        for path, used in ((item.image, image), (item.labels, labels))
+        if path is not None and used is not None and used.tiled
+    ]
     record = Record(
         id=item.id,
-        image=_with_windows(item.image, image, out / "tiled" / f"{item.id}.tif", found),
-        labels=_with_windows(item.labels, labels, out / "tiled" / f"{item.id}_labels.tif", found),
+        image=image.path,
+        labels=labels.path if labels is not None else None,
         dataset=root.name,
         split=(item.split or "train") if item.labels else "unlabelled",
         group=item.row.get("group", ""),
-        height=image.shape[0],
-        width=image.shape[1],
-        n_instances=n_ids if item.kind == "instances" else None,
+        height=image.size[0],
+        width=image.size[1],
+        n_instances=len(diameters) if item.kind == "instances" else None,
         label_kind=item.kind,
-        diameter=round(diameter, 2) if diameter is not None and item.kind == "instances" else None,
+        diameter=round(median(diameters), 2) if diameters and item.kind == "instances" else None,
         well=item.row.get("well", ""),
     )
-    return _Checked(record, tuple(found), n_ids, n_pieces)
-
-
-def _with_windows(path: FileT, array: NDArray[Any] | None, copy: Path, found: list[Finding]) -> FileT | Path:
-    """Write a tiled copy of a slide of which windows cannot be read; every other file is used where it lies."""
-    if path is None or array is None or not is_slide(*array.shape[:2]) or has_windows(path):
-        return path
-    write_tiled(copy, array)
-    found.append(Finding("tiled copy", path.name, f"cannot be read by window; {copy.name} in the output is used"))
-    return copy
+    return _Checked(record, tuple(found), len(diameters), labels.n_pieces if labels is not None else 0)
 
 
 def _judge_labels(item: _Item, subject: str, n_ids: int) -> list[Finding]:
