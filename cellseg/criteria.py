@@ -20,7 +20,7 @@ from cellseg.instances import representation
 from cellseg.instances.interface import Representation
 from cellseg.labels import instance_areas
 from cellseg.predict import Segmenter
-from cellseg.scale import WINDOW, zoom_for
+from cellseg.scale import WINDOW, middle_of, zoom_for
 from cellseg.views import Views, agreement, see
 
 Shown = tuple[Image, float | None]
@@ -142,9 +142,8 @@ def zoom_of(segmenter: Segmenter, diameter: float | None) -> float:
 
 def middle(image: Image, zoom: float, side: int = WINDOW) -> tuple[Image, float]:
     """Cut the middle out of an image, at most ``side`` pixels high and wide once shown at the zoom; and the zoom."""
-    length = max(1, int(side / zoom))
-    top, left = (max(0, (whole - length) // 2) for whole in image.shape[:2])
-    return image[top : top + length, left : left + length], zoom
+    part = middle_of((image.shape[0], image.shape[1]), zoom, side)
+    return image[part.rows, part.columns], zoom
 
 
 def rank_correlations(lines: Iterable[Mapping[str, Any]], truth: str = "val_f1") -> dict[str, float | None]:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from skimage.segmentation import find_boundaries
 
 from cellseg.adapt_config import AdaptConfig
+from cellseg.blocks import Region
 from cellseg.config import ModelConfig
 from cellseg.core import CellsegError, Image, Labels, Record
 from cellseg.datasets.targets import Prepared, combine, near_cells
@@ -32,13 +33,14 @@ from cellseg.images import read_labels, write_labels
 from cellseg.instances.interface import renumber
 from cellseg.predict import Segmenter
 from cellseg.progress import track
-from cellseg.scale import resize_image, resize_labels, stable_zooms, zoom_for
+from cellseg.scale import middle_of, resize_image, resize_labels, stable_zooms, zoom_for
 from cellseg.views import found_again, see
 
 INDEX_NAME = "index.csv"
 
 SLIDE_SIDE = 2048
-"""Of a slide the middle of this many pixels a side is labelled and learned from."""
+"""Of a slide, and of what is larger once it is shown to the network, the middle of this many pixels a side is labelled
+and learned from."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,9 @@ def make_labels(
     config = segmenter.config
     diameter = diameter or segmenter.estimate_diameter(image) or segmenter.about.get("diameter")
     diameter = float(diameter or config.reference_diameter)
-    views = see(segmenter, image, zoom_for(diameter, config.reference_diameter))
+    zoom, shape = zoom_for(diameter, config.reference_diameter), (image.shape[0], image.shape[1])
+    part = middle_of(shape, zoom, SLIDE_SIDE)
+    views = see(segmenter, image[part.rows, part.columns], zoom)
     others = {"flips": views.flips, "scales": views.scales, "both": views.flips + views.scales}[settings.views]
     share = found_again(views.labels, others)
     kept = share >= settings.agreement - 1e-9  # a share such as 4 / 6 is no exact number
@@ -124,14 +128,20 @@ def make_labels(
         surely_none |= near_cells(labels)
     cells = labels > 0 if settings.method == "pseudo" else _without_rim(labels, settings.rim)
     known = cells | (surely_none & (views.labels == 0))
-    shape = (image.shape[0], image.shape[1])
     return PseudoLabels(
-        resize_labels(labels, shape),
-        resize_labels(known.astype(np.int32), shape) > 0,
+        _spread(labels, part, shape),
+        _spread(known.astype(np.int32), part, shape) > 0,
         diameter,
         int(kept.sum()),
         len(kept),
     )
+
+
+def _spread(labels: Labels, part: Region, shape: tuple[int, int]) -> Labels:
+    """Return labels of a part, resized to it, in an image that holds nothing else."""
+    whole = np.zeros(shape, np.int32)
+    whole[part.rows, part.columns] = resize_labels(labels, part.shape)
+    return whole
 
 
 def _without_rim(labels: Labels, width: int) -> NDArray[np.bool_]:
@@ -239,10 +249,13 @@ def read_round(folder: Path, records: Sequence[Record]) -> list[Row]:
 
 
 def prepare_labelled(folder: Path, record: Record, row: Row, config: ModelConfig) -> Prepared:
-    """Read an image with its pseudo-labels, at the network's scale and encoded; unknown pixels weigh nothing."""
-    view = load_view(record, config, SLIDE_SIDE)
-    labels, known = (read_labels(folder / part / f"{row.name}.tif") for part in ("labels", "known"))
-    image = resize_image(view, zoom_for(row.diameter, config.reference_diameter))
+    """Read what was labelled of an image, at the network's scale and encoded; unknown pixels weigh nothing."""
+    view, zoom = load_view(record, config, SLIDE_SIDE), zoom_for(row.diameter, config.reference_diameter)
+    part = middle_of((view.shape[0], view.shape[1]), zoom, SLIDE_SIDE)
+    labels, known = (
+        read_labels(folder / name / f"{row.name}.tif")[part.rows, part.columns] for name in ("labels", "known")
+    )
+    image = resize_image(view[part.rows, part.columns], zoom)
     shape = (image.shape[0], image.shape[1])
     prepared = combine(image, resize_labels(labels, shape), "instances", config, labelled=True)
     return replace(prepared, known=resize_labels(known, shape) > 0)

@@ -62,6 +62,13 @@ def zoomed_shape(shape: tuple[int, int], zoom: float) -> tuple[int, int]:
     return max(1, round(shape[0] * zoom)), max(1, round(shape[1] * zoom))
 
 
+def middle_of(shape: tuple[int, int], zoom: float, side: int) -> Region:
+    """Return the middle of an image of a shape, at most ``side`` pixels high and wide once shown at a zoom."""
+    length = max(1, int(side / zoom))
+    top, left = (max(0, (whole - length) // 2) for whole in shape)
+    return Region(top, left, min(shape[0], top + length), min(shape[1], left + length))
+
+
 def resize_image(image: Image, zoom: float) -> Image:
     """Scale an image ``(H, W, C)``, averaging areas when shrinking."""
     height, width = zoomed_shape((image.shape[0], image.shape[1]), zoom)
@@ -232,15 +239,10 @@ def _agreement(shape: tuple[int, int], coarse: int, show: Callable[[slice, slice
 
     ``show(rows, columns, step)`` segments a part of the image at ``ZOOMS[step]``.
     """
-    rows, columns = (_middle(side, int(WINDOW / ZOOMS[coarse + 1])) for side in shape)
-    if min(rows.stop - rows.start, columns.stop - columns.start) * ZOOMS[coarse] < LEAST_SIDE:
+    part = middle_of(shape, ZOOMS[coarse + 1], WINDOW)
+    if min(part.shape) * ZOOMS[coarse] < LEAST_SIDE:
         return 0.0
-    labels_fine = show(rows, columns, coarse + 1)
-    labels_coarse = resize_labels(show(rows, columns, coarse), (labels_fine.shape[0], labels_fine.shape[1]))
+    labels_fine = show(part.rows, part.columns, coarse + 1)
+    labels_coarse = resize_labels(show(part.rows, part.columns, coarse), (labels_fine.shape[0], labels_fine.shape[1]))
     found = match(labels_fine, labels_coarse, thresholds=(0.5,))[0]
     return 2 * found.tp / max(2 * found.tp + found.fp + found.fn + doubt, 1)
-
-
-def _middle(side: int, length: int) -> slice:
-    start = max(0, (side - length) // 2)
-    return slice(start, min(side, start + length))

@@ -4,10 +4,13 @@ import tifffile
 from fakes import Constant, Fickle, Reader, four_disks, image_of, segmenter
 from scipy import ndimage
 
+from cellseg import pseudo
 from cellseg.config import AdaptConfig
 from cellseg.core import CellsegError, Record
+from cellseg.images import read_labels
 from cellseg.metrics import match
 from cellseg.pseudo import make_labels, prepare_labelled, read_round, write_round
+from cellseg.views import see
 
 
 def test_every_cell_of_a_steady_network_is_kept_and_every_pixel_known():
@@ -106,6 +109,24 @@ def test_a_round_is_written_and_read_back(records, tmp_path):
     assert prepared.weight == (1.0, 1.0)
     halved = prepare_labelled(tmp_path / "round-0", records[0], _resized(rows[0], 48.0), teacher.config)
     assert halved.image.shape[:2] == halved.known.shape == halved.target.shape[1:] == (48, 48)
+
+
+def test_of_an_image_shown_too_large_the_middle_is_labelled_and_learned(records, tmp_path, monkeypatch):
+    teacher, shown = segmenter(Saturated()), []
+    monkeypatch.setattr(pseudo, "SLIDE_SIDE", 96)
+    monkeypatch.setattr(pseudo, "see", lambda s, image, zoom: shown.append(image.shape[:2]) or see(s, image, zoom))
+    whole = make_labels(teacher, image_of(four_disks()), AdaptConfig(rim=0), 24.0)
+    assert np.array_equal(whole.labels > 0, four_disks() > 0)
+    write_round(tmp_path / "r", teacher, records, AdaptConfig(diameter=12.0, rim=0))
+    assert shown == [(96, 96), (48, 48), (48, 48)]  # at twice the size
+    labels, known = (read_labels(tmp_path / "r" / part / "a-0.tif") for part in ("labels", "known"))
+    inside = np.zeros((96, 96), bool)
+    inside[24:72, 24:72] = True
+    assert labels.shape == (96, 96) and labels[inside].any()
+    assert not labels[~inside].any() and not known[~inside].any()
+    prepared = prepare_labelled(tmp_path / "r", records[0], read_round(tmp_path / "r", records)[0], teacher.config)
+    assert prepared.image.shape[:2] == prepared.known.shape == (96, 96)
+    assert np.array_equal(prepared.known[::2, ::2], known[24:72, 24:72] > 0)
 
 
 def test_what_is_unknown_weighs_nothing(records, tmp_path):
