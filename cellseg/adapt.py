@@ -30,7 +30,7 @@ from cellseg.cutmix import cut_mix
 from cellseg.datasets.crops import CropDataset, Crops
 from cellseg.datasets.index import take_evenly
 from cellseg.datasets.windowed import load_view
-from cellseg.judging import VAL_F1, Judge, Validation, Verdict, Watch
+from cellseg.judging import VAL_F1, Judge, Verdict, Watch, validation_of
 from cellseg.losses import Parts, consistency_target, foreground_target, representation_loss
 from cellseg.models.teacher import EmaTeacher
 from cellseg.models.wise import interpolate
@@ -290,7 +290,7 @@ def _supervised(run: RunConfig, seed: int, fabric: Fabric, *, n_taught: int) -> 
 
 
 def _judge(run: RunConfig, watched: Sequence[Record], start: Segmenter) -> Judge | None:
-    validation = Validation(gather(run.data.val)) if run.data.val else None
+    validation = validation_of(run)
     if not watched:
         return validation
     key = {"auto": VAL_F1 if validation is not None else "consensus", "last": ""}.get(

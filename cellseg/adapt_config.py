@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -21,7 +21,7 @@ class AdaptConfig(BaseModel):
     """Unlabelled crops a micro-batch; ``train.batch_size`` counts the labelled ones, where there are any."""
     replay: float = Field(0.5, ge=0, lt=1)
     """Share of a micro-batch that comes from ``data.replay``, where that names images."""
-    diameter: float | Literal["auto", "index"] = "auto"
+    diameter: Annotated[float, Field(gt=0)] | Literal["auto", "index"] = "auto"
     """Cell diameter of unlabelled images: a number, the teacher's own estimate, or the index."""
     round_steps: int = Field(200, ge=1)
     """``pseudo``, ``mixed``: updates after which the teacher, or a student without average, labels the images anew."""

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from cellseg.config import RunConfig
 from cellseg.core import CellsegError, Record
 from cellseg.datasets.crops import CropDataset, Crops
-from cellseg.datasets.index import select
+from cellseg.datasets.index import select, told_diameter
 from cellseg.datasets.sampling import known_diameters
 
 
@@ -30,6 +30,14 @@ def gather(selections: Sequence[Any], *, labelled: bool = True, weak: bool = Fal
         what = "labelled training" if labelled else "unlabelled"
         raise CellsegError(f"no {what} images: name at least one selection under data in the configuration")
     return records
+
+
+def told_diameters(records: Sequence[Record], selections: Sequence[Any], policy: float | str) -> list[float | None]:
+    """Return :func:`cellseg.datasets.index.told_diameter` of the index that each of the records gathered is from."""
+    told: dict[Record, float | None] = {}
+    for chosen in selections:
+        told |= dict.fromkeys(select(chosen), told_diameter(chosen.index, policy))
+    return [told[record] for record in records]
 
 
 def crops(run: RunConfig, records: Sequence[Record], seed: int, place: tuple[int, int] = (0, 1)) -> CropDataset:

@@ -80,7 +80,7 @@ class DataConfig(Strict):
     fisher: tuple[Selection, ...] = Field((), strict=False)
     """Labelled images whose gradients weigh the pull of ``l2sp_fisher``: what the start learned from."""
     evaluate: tuple[EvaluationSet, ...] = Field((), strict=False)
-    diameter: float | Literal["index", "none"] = "index"
+    diameter: Annotated[float, Field(gt=0)] | Literal["index", "none"] = "index"
     """Cell diameter of training images in pixels: one number, each image's own from the index, or no rescaling."""
     balance: Literal["image", "root", "group"] = "image"
     """What crops are drawn evenly over: images; groups, whatever their size; or between the two, groups in
@@ -230,9 +230,9 @@ class PredictConfig(Strict):
 
     tile: int = Field(512, ge=64, multiple_of=16)
     overlap: float = Field(0.25, ge=0, lt=0.9)
-    diameter: float | Literal["auto", "model", "index"] = "auto"
+    diameter: Annotated[float, Field(gt=0)] | Literal["auto", "model", "index"] = "auto"
     """Cell diameter in pixels: a number, a fast first pass (auto), that of the training images (model), or the
-    median of the index's labelled training images (index)."""
+    median of the labelled training images of the index that names the image (index)."""
     tta: bool = False
     """Average the four flips and the two neighbouring scales: a little better, seven times as slow."""
     min_size: int = Field(10, ge=0)
@@ -372,6 +372,8 @@ def _explain(detail: Any) -> str:
         near = difflib.get_close_matches(_cut(str(location[-1])), known, n=1, cutoff=0.0)
         return f"unknown key '{key}'; did you mean '{_cut('.'.join([*map(str, location[:-1]), *near]))}'?"
     message = detail["msg"].removeprefix("Value error, ")
+    # Where a number or a word is wanted, the last part says which of them was tried and is no key.
+    key = _cut(".".join(str(part) for part in location if isinstance(part, int) or part.isidentifier()))
     if not key:
         return str(message)
     return f"'{key}' = {_SHORT.repr(detail['input'])}: {message[:1].lower()}{message[1:]}"

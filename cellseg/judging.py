@@ -14,6 +14,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from cellseg.batches import gather, told_diameters
+from cellseg.config import RunConfig
 from cellseg.core import CellsegError, Image, Record
 from cellseg.criteria import CRITERIA, Findings, Shown, count_cells, measure
 from cellseg.images import read_image, read_labels
@@ -83,9 +85,10 @@ class Judge(Protocol):
 
 @dataclass
 class Validation:
-    """Mean F1 at IoU 0.5 on labelled images, at the diameter that ``predict`` would choose."""
+    """Mean F1 at IoU 0.5 on labelled images, at the diameters given; where one is None, as ``predict`` finds it."""
 
     records: Sequence[Record]
+    diameters: Sequence[float | None]
     by: str = "validation F1"
     key: str = VAL_F1
     patience: int = 0
@@ -95,14 +98,22 @@ class Validation:
     def look(self, segmenter: Segmenter, student: Segmenter | None, first: Mapping[str, float]) -> Verdict:
         """Score the labelled images; an empty image in which nothing is found scores 1."""
         scores = []
-        for record in self.records:
+        for record, diameter in zip(self.records, self.diameters, strict=True):
             if record.labels is None:
                 continue
-            labels = segmenter.segment(read_image(record.image))
+            labels = segmenter.segment(read_image(record.image), diameter=diameter)
             f1 = match(read_labels(record.labels), labels, thresholds=(0.5,))[0].f1
             scores.append(1.0 if math.isnan(f1) else f1)
         score = float(np.mean(scores))
         return Verdict({VAL_F1: score}, score)
+
+
+def validation_of(run: RunConfig) -> Validation | None:
+    """Return the judge of a run's validation images, shown at the diameter at which ``evaluate`` shows their index."""
+    if not run.data.val:
+        return None
+    records = gather(run.data.val)
+    return Validation(records, told_diameters(records, run.data.val, run.predict.diameter))
 
 
 @dataclass

@@ -7,6 +7,7 @@ feed the network differently from how it was trained.
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 import time
 import warnings
@@ -109,6 +110,11 @@ class Segmenter:
         -------
         ndarray of int32, shape (H, W)
             Consecutive ids, 0 is background.
+
+        Raises
+        ------
+        CellsegError
+            As :meth:`diameter_of`, or if the image has no such channel.
         """
         return self.segment_normalized(*self.prepare(image, diameter, channel))
 
@@ -147,7 +153,7 @@ class Segmenter:
     def prepare(self, image: NDArray[Any], diameter: float | None, channel: int | None) -> tuple[Image, float]:
         """Normalise a raw image, and find its typical cell diameter where that is not given."""
         normal = normalize(image, self.config.normalize, channel)
-        return normal, self.diameter_of(InMemory(normal)) if diameter is None else diameter
+        return normal, self.diameter_of(InMemory(normal), diameter)
 
     def _decode(self, image: Image, diameter: float | None) -> tuple[Labels, Maps]:
         """Return labels and the maps they were decoded from: at the image's scale, or at the network's if larger."""
@@ -231,10 +237,27 @@ class Segmenter:
         maps = self.flipped_maps(resize_image(image, zoom), ())
         return self._labels_of(maps, self.settings.min_size)
 
-    def diameter_of(self, source: Source) -> float:
-        """Return the typical cell diameter of an image in its pixels, as ``settings.diameter`` wants it found."""
+    def diameter_of(self, source: Source, told: float | None = None) -> float:
+        """Return the typical cell diameter of an image in its pixels: as told, else as ``settings.diameter`` wants it.
+
+        Raises
+        ------
+        CellsegError
+            If what is told is no number above 0, or nothing is told and the settings want an index to tell it.
+        """
+        if told is not None:
+            if not 0 < told < math.inf:
+                raise CellsegError(
+                    f"diameter {told:g}: wanted a number of pixels above 0; left away or None, it is estimated"
+                )
+            return told
         policy = self.settings.diameter
         known = self.about.get("diameter") or self.config.reference_diameter
+        if policy == "index":
+            raise CellsegError(
+                "predict.diameter = 'index': an image alone has no index; give its diameter, or set a number, 'auto' "
+                "or 'model'"
+            )
         if policy == "model":
             return float(known)
         if isinstance(policy, float | int):

@@ -115,7 +115,7 @@ def start_job(
         if pixels != image:
             write_tiled(pixels, read_image(image))
         source = open_slide(pixels, segmenter.config.normalize, channel)
-        found = segmenter.diameter_of(source) if wish.diameter is None else wish.diameter
+        found = segmenter.diameter_of(source, wish.diameter)
         known = {"run": run, "diameter": found, "ranges": source.ranges, "shape": source.shape}
         folder.start(known)
     ranges = tuple((float(low), float(high)) for low, high in known["ranges"])

@@ -29,7 +29,7 @@ from cellseg.core import CellsegError
 from cellseg.datasets.crops import Crops
 from cellseg.files import write_text
 from cellseg.halving import ran_out
-from cellseg.judging import VAL_F1, Judge, Stopped, Validation, bar, decision
+from cellseg.judging import VAL_F1, Judge, Stopped, bar, decision, validation_of
 from cellseg.losses import Parts, representation_loss
 from cellseg.memory import peak_mb
 from cellseg.models.build import build_from, build_model
@@ -79,8 +79,7 @@ def train(run: RunConfig, out: str | Path, *, seed: int = 0, resume: bool = Fals
     def supervised(state: State, micro_step: int) -> tuple[torch.Tensor, Parts, Sequence[str]]:
         return supervised_loss(state, batches(micro_step).to(fabric.device), run)
 
-    judge = Validation(gather(run.data.val)) if run.data.val else None
-    return fit(run, Path(out), fabric, supervised, seed=seed, resume=resume, judge=judge)
+    return fit(run, Path(out), fabric, supervised, seed=seed, resume=resume, judge=validation_of(run))
 
 
 def supervised_loss(state: State, batch: Crops, run: RunConfig) -> tuple[torch.Tensor, Parts, Sequence[str]]:

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,10 @@ from cellseg.core import CellsegError
         ({"model": {"network": "unet", "backbone": "resnet18"}}, "backbone ('resnet18') belongs to flexible_unet"),
         ({"train": {"freeze_norm_statistics": True}}, "configuration: train.freeze_norm_statistics wants batch norm"),
         ({"data": 3}, "'data' = 3"),
+        ({"data": {"diameter": -5}}, "'data.diameter' = -5: input should be greater than 0"),
+        ({"adapt": {"diameter": 0.0}}, "'adapt.diameter' = 0.0: input should be greater than 0"),
+        ({"predict": {"diameter": 0}}, "'predict.diameter' = 0: input should be 'auto', 'model' or 'index'"),
+        ({"predict": {"diameter": math.nan}}, "'predict.diameter' = nan: input should be a finite number"),
         ({"data": {"evaluate": [{"index": "a", "name": "a/b"}]}}, "'data.evaluate.0.name' = 'a/b'"),
     ],
 )

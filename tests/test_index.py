@@ -6,7 +6,15 @@ import pytest
 
 from cellseg.config import Selection
 from cellseg.core import CellsegError, Record
-from cellseg.datasets.index import COLUMNS, PrepareReport, read_index, select, write_index, write_prepared
+from cellseg.datasets.index import (
+    COLUMNS,
+    PrepareReport,
+    read_index,
+    select,
+    told_diameter,
+    write_index,
+    write_prepared,
+)
 from cellseg.datasets.left_out import Finding
 
 
@@ -259,3 +267,14 @@ def test_select_takes_the_images_that_a_file_names(index, tmp_path):
         select(Selection(index=index, listed=str(text)))
     with pytest.raises(CellsegError, match=r"none.txt: cannot be read as a list"):
         select(Selection(index=index, listed=str(tmp_path / "none.txt")))
+
+
+def test_the_diameter_of_an_index_is_the_median_of_its_training_images(tmp_path):
+    path = tmp_path / "index.csv"
+    sizes = {"a": ("train", 10.0), "b": ("train", 20.0), "c": ("train", None), "d": ("test", 90.0)}
+    write_index(path, [record(tmp_path, name, split=split, diameter=size) for name, (split, size) in sizes.items()])
+    assert told_diameter(path, "index") == 15
+    assert told_diameter(tmp_path / "none.csv", "auto") is None
+    write_index(path, [record(tmp_path, "d", split="test", diameter=90.0)])
+    with pytest.raises(CellsegError, match=r"index.csv: predict.diameter = 'index' wants labelled images of split"):
+        told_diameter(path, "index")

@@ -2,12 +2,16 @@ import math
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from fakes import Constant, Fickle, Reader, four_disks, image_of, segmenter
 
 from cellseg.config import check_config
+from cellseg.core import Record
 from cellseg.criteria import CRITERIA, Findings
-from cellseg.judging import Verdict, Watch, decision
+from cellseg.datasets.index import told_diameter, write_index
+from cellseg.images import write_labels
+from cellseg.judging import Verdict, Watch, decision, validation_of
 from cellseg.state import State
 from cellseg.train import fit, make_fabric
 
@@ -57,6 +61,26 @@ def test_weights_that_are_no_numbers_are_a_collapse():
     network = Reader()
     network.weight = torch.nn.Parameter(torch.tensor([math.nan]))
     assert watch().look(segmenter(network), None, {}).collapse == "collapse: the weights are not finite"
+
+
+@pytest.mark.parametrize(("policy", "diameter"), [("index", 20.0), ("auto", None), (30.0, None)])
+def test_validation_shows_images_at_the_diameter_at_which_evaluate_does(tmp_path, monkeypatch, policy, diameter):
+    tifffile.imwrite(tmp_path / "a.tif", (four_disks() > 0).astype(np.uint8))
+    write_labels(tmp_path / "l.tif", four_disks())
+    sizes = {"train": (18.0, 22.0), "val": (90.0, 90.0)}
+    records = [
+        Record(f"{split}{n}", tmp_path / "a.tif", tmp_path / "l.tif", "d", split, "", 96, 96, 4, "instances", size)
+        for split, both in sizes.items()
+        for n, size in enumerate(both)
+    ]
+    write_index(tmp_path / "index.csv", records)
+    values = {"data": {"val": [{"index": str(tmp_path / "index.csv"), "split": "val"}]}}
+    judge = validation_of(check_config(values | {"predict": {"diameter": policy}}))
+    shown = []
+    reader = segmenter(Reader(), diameter=policy)
+    monkeypatch.setattr(reader, "segment", lambda image, diameter: shown.append(diameter) or four_disks())
+    assert judge.look(reader, None, {}).score == 1
+    assert shown == [diameter] * 2 == [told_diameter(tmp_path / "index.csv", policy)] * 2
 
 
 class Opinion:

@@ -1,5 +1,7 @@
 """A segmenter around a network whose maps are known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +56,20 @@ def test_ids_are_consecutive_also_where_a_cell_is_lost_in_shrinking(truth):
     assert labels[8, 4] == 1
     assert labels[8, 23] == 2  # the truth's third
     assert np.array_equal(labels, segmenter(truth, reference=24.0).segment(small, diameter=12.0))
+
+
+@pytest.mark.parametrize("diameter", [0, -40, float("nan"), float("inf")])
+def test_a_diameter_that_is_none_is_refused(truth, diameter):
+    with pytest.raises(CellsegError, match=f"diameter {diameter:g}: wanted a number of pixels above 0; left away or"):
+        segmenter(truth, reference=24.0).segment(np.eye(40, 60, dtype=np.uint8), diameter=diameter)
+
+
+def test_the_diameter_of_an_index_is_to_be_told(truth):
+    by_index = dataclasses.replace(segmenter(truth, reference=24.0), settings=PredictConfig(diameter="index"))
+    image = np.eye(40, 60, dtype=np.uint8)
+    with pytest.raises(CellsegError, match=r"predict\.diameter = 'index': an image alone has no index; give its"):
+        by_index.segment(image)
+    assert by_index.segment(image, diameter=24.0).max() == 3
 
 
 class Counting(Fixed):

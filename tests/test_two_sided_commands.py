@@ -77,6 +77,13 @@ def test_a_run_without_labels_is_reported_before_and_after(user_run, monkeypatch
     assert [path.stat().st_mtime_ns for path in made] == times  # segmented once
 
 
+def test_images_without_labels_are_shown_also_where_an_index_is_to_tell_the_scale(user_run, monkeypatch, capsys):
+    values = json.loads((user_run / "config.json").read_text())
+    (user_run / "config.json").write_text(json.dumps(values | {"predict": {"diameter": "index"}}))
+    assert command(monkeypatch, capsys, "report", user_run, "--device", "cpu")[0] == 0
+    assert (user_run / "predictions" / "unlabelled" / "x.tif").is_file()
+
+
 def test_cells_of_the_first_and_last_method_are_compared(user_run):
     for place, found in (("", {"x": 2, "y": 0}), ("start", {"x": 4, "y": 0})):
         folder = user_run / place / "predictions" / "unlabelled"

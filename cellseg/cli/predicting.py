@@ -73,7 +73,9 @@ def predict(  # noqa: PLR0913 (options of a command line)
     from cellseg.config import PredictConfig
 
     if diameter is not None and not 0 < diameter < math.inf:
-        raise CellsegError(f"--diameter {diameter:g}: wanted a number of pixels above 0")
+        raise CellsegError(
+            f"--diameter {diameter:g}: wanted a number of pixels above 0; leave it away to have it estimated"
+        )
     if workers is not None and scheduler is not None:
         raise CellsegError("--workers starts processes here and --scheduler uses those of a cluster; give one of them")
     files = expand(images)

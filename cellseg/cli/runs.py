@@ -151,7 +151,10 @@ def _segment(run: Path, home: Path, records: Sequence[Record], model: str, devic
     out = home / "predictions" / UNSCORED
     if is_newer(out / "index.csv", resolve_weights(model)):
         return
-    segmenter = load(model, device=device, settings=run_config(run).predict)
+    settings = run_config(run).predict
+    if settings.diameter == "index":  # which says nothing of images without labels
+        settings = settings.model_copy(update={"diameter": "auto"})
+    segmenter = load(model, device=device, settings=settings)
     todo = [(record.id, record.image) for record in records]
     for _ in track(predict_images(segmenter, todo, out, Wish()), f"segmenting with {model}", total=len(todo)):
         pass
@@ -210,7 +213,7 @@ def _score_sets(
 
 def _score_set(home: Path, chosen: EvaluationSet, segmenter: Segmenter, how: Scoring, what: str) -> int:
     """Predict and score one set into a folder; return the number of images."""
-    from cellseg.datasets.index import select, write_index
+    from cellseg.datasets.index import select, told_diameter, write_index
     from cellseg.evaluate import evaluate, write_scores
     from cellseg.orders import Wish
     from cellseg.predict_images import predict_images
@@ -219,7 +222,7 @@ def _score_set(home: Path, chosen: EvaluationSet, segmenter: Segmenter, how: Sco
     records = [record for record in select(chosen) if record.label_kind == "instances"]
     predictions = home / "predictions" / chosen.name
     todo = [(record.id, record.image) for record in records]
-    wish = Wish(_known_diameter(segmenter, chosen), keep=False)  # done again, since it is timed
+    wish = Wish(told_diameter(chosen.index, segmenter.settings.diameter), keep=False)  # done again, since it is timed
     for _ in track(predict_images(segmenter, todo, predictions, wish), what, total=len(todo)):
         pass
     index = predictions / "index.csv"
@@ -228,15 +231,3 @@ def _score_set(home: Path, chosen: EvaluationSet, segmenter: Segmenter, how: Sco
         evaluate(index, predictions, rule=how.rule, workers=how.workers), home / "scores" / f"{chosen.name}.csv"
     )
     return len(records)
-
-
-def _known_diameter(segmenter: Segmenter, chosen: EvaluationSet) -> float | None:
-    """With ``predict.diameter = "index"``: the median over the index's training images, never the scored ones."""
-    if segmenter.settings.diameter != "index":
-        return None
-    from statistics import median
-
-    from cellseg.datasets.index import read_index
-
-    known = [r.diameter for r in read_index(chosen.index) if r.split == "train" and r.diameter]
-    return median(known) if known else None

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
+from statistics import median
 from typing import cast
 
 from cellseg.config import Selection
@@ -185,6 +186,38 @@ def select(selection: Selection) -> list[Record]:
         asked += f" named in {selection.listed}" if selection.listed else ""
         raise CellsegError(f"{selection.index}: no image of {asked}; the index has {_describe(records)}")
     return chosen if selection.limit is None else take_evenly(chosen, selection.limit)
+
+
+def told_diameter(index: str | Path, policy: float | str) -> float | None:
+    """Return the cell diameter in pixels that ``predict.diameter`` takes from an index.
+
+    Parameters
+    ----------
+    index : str or Path
+        Whose images are to be segmented.
+    policy : float or str
+        ``predict.diameter``.
+
+    Returns
+    -------
+    float or None
+        With ``"index"`` the median over its training images of known diameter, never over those that are scored; None
+        with every other policy, which needs no index.
+
+    Raises
+    ------
+    CellsegError
+        If there are none.
+    """
+    if policy != "index":
+        return None
+    known = [record.diameter for record in read_index(index) if record.split == "train" and record.diameter]
+    if not known:
+        raise CellsegError(
+            f"{index}: predict.diameter = 'index' wants labelled images of split 'train', from which to take the cell "
+            "diameter, and there are none; set a number, 'auto' or 'model'"
+        )
+    return median(known)
 
 
 def _check_known(selection: Selection, what: str, wanted: Sequence[str], known: Sequence[str]) -> None:
