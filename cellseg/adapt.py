@@ -33,7 +33,7 @@ from cellseg.datasets.windowed import load_view
 from cellseg.judging import VAL_F1, Judge, Verdict, Watch, validation_of
 from cellseg.losses import Parts, consistency_target, foreground_target, representation_loss
 from cellseg.models.teacher import EmaTeacher
-from cellseg.models.wise import interpolate
+from cellseg.models.wise import interpolate, mixed_distances
 from cellseg.predict import Segmenter, load
 from cellseg.progress import track
 from cellseg.pseudo import find_diameters
@@ -315,13 +315,15 @@ def _conclude(run: RunConfig, out: Path, judge: Judge | None, start: Segmenter) 
     mixed = Segmenter(model.to(start.device), config, run.predict, start.device, about)
     verdict = judge.look(mixed, None, {}) if judge is not None else Verdict({}, None)
     summary = journal.read_summary(out)
-    distance = summary.get("wise", {}).get("unmixed_distance", summary.get("distance"))
-    found = {"weight": run.adapt.wise, "unmixed_distance": distance, **verdict.numbers}
+    noted = summary.get("wise", {})
+    unmixed = noted.get("unmixed_distance", summary.get("distance"))
+    found = {"weight": run.adapt.wise, "unmixed_distance": unmixed, **verdict.numbers}
     if judge is not None and judge.with_start and judge.key and (verdict.score or 0) <= summary["start_score"]:
         refused = f"mixed with the start they are no better than it by {judge.by}, so they are handed out unmixed"
         journal.note(out, {"wise": found | {"refused": refused}})
         return
-    journal.note(out, {"wise": found, "distance": distance and run.adapt.wise * distance})
+    is_noted = bool(noted) and "refused" not in noted  # by a run that was killed before it wrote the weights
+    journal.note(out, {"wise": found} | ({} if is_noted else mixed_distances(summary, run.adapt.wise)))
     save_weights(out / WEIGHTS_NAME, model, config, about | {"wise": run.adapt.wise})
 
 

@@ -17,6 +17,7 @@ from cellseg.core import CellsegError
 from cellseg.files import write_text
 from cellseg.journal import SUMMARY_NAME, read_summary
 from cellseg.models.teacher import EmaTeacher
+from cellseg.models.wise import mixed_distances
 
 
 def main() -> None:
@@ -43,7 +44,9 @@ def main() -> None:
         "chosen_step": state["step"],
         "mixed": {"run": str(arguments.run), "weight": arguments.weight},
     }
-    summary = read_summary(arguments.run) | told | {"chosen_by": f"mixed, {arguments.weight:g} of the last weights"}
+    told["chosen_by"] = f"mixed, {arguments.weight:g} of the last weights"
+    summary = read_summary(arguments.run)
+    summary |= told | mixed_distances(summary, arguments.weight)
     write_text(arguments.out / SUMMARY_NAME, json.dumps(summary, indent=2) + "\n")
     print(arguments.out / WEIGHTS_NAME)
 

@@ -421,9 +421,16 @@ def test_wise_mixes_once_what_is_handed_out_with_the_start(index, teacher, tmp_p
         torch.testing.assert_close(value, 0.75 * start[name] + 0.25 * end[name])
     assert summary(tmp_path)["wise"]["weight"] == 0.25
     assert 0 <= summary(tmp_path)["wise"]["cycle"] <= 1
-    assert summary(tmp_path)["distance"] == pytest.approx(0.25 * summary(tmp_path)["wise"]["unmixed_distance"])
+    told = summary(tmp_path)
+    assert told["distance"] == pytest.approx(0.25 * told["wise"]["unmixed_distance"])
+    assert 0 < min(told["distances"].values()) <= told["distance"] <= max(told["distances"].values())
     adapt(run, tmp_path, resume=True, device="cpu")
+    assert equal(weights(out), mixed) and summary(tmp_path) == told
+    (tmp_path / "unmixed.safetensors").replace(out)  # killed between the summary and the weights
+    adapt(run, tmp_path, resume=True, device="cpu")
+    again = summary(tmp_path)
     assert equal(weights(out), mixed)
+    assert (again["distance"], again["distances"]) == (told["distance"], told["distances"])
 
 
 def test_a_mixture_no_better_than_the_start_is_refused(index, teacher, tmp_path, monkeypatch):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from cellseg.core import CellsegError
-from cellseg.models.wise import interpolate
+from cellseg.models.wise import interpolate, mixed_distances
 
 START = {"w": torch.tensor([0.0, 4.0]), "n": torch.tensor(3)}
 END = {"w": torch.tensor([1.0, 0.0]), "n": torch.tensor(7)}
@@ -29,3 +29,9 @@ def test_other_shapes_names_and_shares_are_refused():
         interpolate(START, END | {"x": torch.zeros(3)}, 0.5)
     with pytest.raises(CellsegError, match=r"but 1\.5 was given"):
         interpolate(START, END, 1.5)
+
+
+def test_distances_shrink_with_the_share():
+    summary = {"distance": 0.5, "distances": {"a": 0.25, "b": 1.0}, "steps": 3}
+    assert mixed_distances(summary, 0.5) == {"distance": 0.25, "distances": {"a": 0.125, "b": 0.5}}
+    assert mixed_distances({"distance": None, "distances": None}, 0.5) == {"distance": None, "distances": None}

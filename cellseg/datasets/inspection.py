@@ -196,9 +196,7 @@ def rewrite_labels(source: Path, out: Path, size: tuple[int, int], *, as_mask: b
         if raw.shape != size:
             raise CellsegError(f"{source}: labels are {raw.shape} but the image is {size}")
         labels, n_wrapped = (raw > 0, 0) if as_mask else unwrap_ids(raw, str(source))
-        ids, areas = _areas(
-            labels[top : top + _BAND_ROWS].astype(np.int32, copy=False) for top in range(0, size[0], _BAND_ROWS)
-        )
+        ids, areas = _areas(labels[start : start + _BAND_ROWS] for start in range(0, size[0], _BAND_ROWS))
         if is_slide(*size):
             small = int(ids.max(initial=0)) <= np.iinfo(np.uint16).max
             write_tiled(out, labels.astype(np.uint16 if small else np.uint32))

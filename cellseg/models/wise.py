@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -42,4 +43,16 @@ def interpolate(
     return {
         name: torch.lerp(start[name].to(value), value, weight) if value.is_floating_point() else value.detach().clone()
         for name, value in end.items()
+    }
+
+
+def mixed_distances(summary: Mapping[str, Any], weight: float) -> dict[str, Any]:
+    """Return ``distance`` and ``distances`` of a run's summary as they are once its weights are mixed with the start.
+
+    The mixture lies on the line between the two, so every layer is at ``weight`` times its distance.
+    """
+    whole, layers = summary.get("distance"), summary.get("distances")
+    return {
+        "distance": whole and weight * whole,
+        "distances": layers and {name: weight * value for name, value in layers.items()},
     }
