@@ -373,7 +373,7 @@ def _explain(detail: Any) -> str:
         return f"unknown key '{key}'; did you mean '{_cut('.'.join([*map(str, location[:-1]), *near]))}'?"
     message = detail["msg"].removeprefix("Value error, ")
     # Where a number or a word is wanted, the last part says which of them was tried and is no key.
-    key = _cut(".".join(str(part) for part in location if isinstance(part, int) or part.isidentifier()))
+    key = _cut(".".join(str(part) for part in location if not str(part).startswith(("constrained-", "literal["))))
     if not key:
         return str(message)
     return f"'{key}' = {_SHORT.repr(detail['input'])}: {message[:1].lower()}{message[1:]}"
