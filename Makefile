@@ -33,8 +33,8 @@ demo: setup ## Adapt the shipped teacher to synthetic images: a table and a page
 	$(CELLSEG) table experiments/tables/demo.toml --out $(RUNS)
 	@echo "Open in a browser: $(RUNS)/demo.html"
 
-test: setup lint types ## Lint, types and the tests
-	$(BIN)/python -m pytest
+test: setup lint types ## Lint, types and the tests, in a process for every core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 test-slow: setup ## The slower tests
 	$(BIN)/python -m pytest -m slow

@@ -91,11 +91,26 @@ def _truth_of_index(index: Path, split: str | None, groups: Sequence[str]) -> li
 
 
 def _truth_of_folder(folder: Path) -> list[Pair]:
+    """Take all files for labels, but where names say of some that they are labels, these alone."""
     files = _by_name(find_images(folder))
     if not files:
         raise CellsegError(f"{folder}: wanted true label images, but the folder has no image file")
+    said = {name: paths for name, paths in files.items() if any(file_stem(path) != name for path in paths)}
+    if said:
+        others = sorted(path.name for name in files.keys() - said.keys() for path in files[name])
+        _tell_left_out(folder, others)
+        files = said
     pairs = [(name, _choose(name, files)) for name in sorted(files)]
     return [Pair(name, path, None) for name, path in pairs if path is not None]
+
+
+def _tell_left_out(folder: Path, names: Sequence[str]) -> None:
+    if names:
+        shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+        warnings.warn(
+            f"{folder}: {len(names)} files are not labels by their names, as others are, and no truth: {shown}",
+            stacklevel=5,
+        )
 
 
 def _name(stem: str) -> str:

@@ -46,6 +46,9 @@ from cellseg.state import LEAST_SCALE, State, flaw, restore, snapshot
 
 _PRECISION = {torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed", None: "32-true"}
 
+_WORKER_DIED = "DataLoader worker (pid"
+"""How PyTorch's error begins where a process of ``train.workers`` is gone."""
+
 Objective = Callable[[State, int], tuple[torch.Tensor, Parts, Sequence[str]]]
 """``objective(state, micro_step)`` returns the loss, its parts by name, and the ids of the images it saw."""
 
@@ -189,6 +192,11 @@ def _saying_what_needs_less_memory(run: RunConfig, step: int) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
+        if str(error).startswith(_WORKER_DIED):
+            raise CellsegError(
+                f"a process that prepares crops died at step {step}, perhaps of too little memory; lower train.workers "
+                "or data.cache_mb and go on with --resume"
+            ) from error
         if not ran_out(error):
             raise
         parts = {"train": run.data.train, "adapt": run.data.unlabelled}

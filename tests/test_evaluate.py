@@ -147,6 +147,13 @@ def test_a_prediction_beside_its_image_is_the_one_that_says_so(tmp_path):
     assert at(evaluate(pred, truth))["a"][:3] == (2, 0, 0)
 
 
+def test_where_names_say_labels_nothing_else_of_a_folder_is_truth(tmp_path):
+    names = {"a": cells(30), "a_masks": cells(4), "a_flows": cells(30), "b": cells(30)}
+    truth, pred = save(tmp_path / "truth", **names), save(tmp_path / "pred", a=cells(4))
+    with pytest.warns(UserWarning, match=r"2 files are not labels by their names.*: a_flows\.tif, b\.tif$"):
+        assert at(evaluate(truth, pred)) == {"a": (1, 0, 0, 1.0, "ok")}
+
+
 def test_two_possible_predictions_are_an_error(tmp_path):
     truth = save(tmp_path / "truth", a=cells(4))
     pred = save(tmp_path / "pred", a_masks=cells(4), a_label=cells(4))

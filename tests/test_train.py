@@ -1,6 +1,7 @@
 import gc
 import json
 import math
+import multiprocessing
 import shutil
 from dataclasses import replace
 
@@ -180,6 +181,20 @@ def test_memory_that_ends_says_at_which_step_and_what_needs_less(index, tmp_path
     smaller = make_run(index, train={"batch_size": 1, "accumulate": 2})
     train(smaller, tmp_path / "run", resume=True, device="cpu")
     assert load_state(tmp_path / "run" / "last.pt")["step"] == 4
+
+
+def test_a_process_that_prepares_crops_and_dies_is_one_line(index, tmp_path, monkeypatch):
+    from cellseg import train as module
+
+    def killing(maps, *rest):
+        for child in multiprocessing.active_children():
+            child.kill()
+            child.join()
+        return representation_loss(maps, *rest)
+
+    monkeypatch.setattr(module, "representation_loss", killing)
+    with pytest.raises(CellsegError, match=r"prepares crops died at step \d.*lower train\.workers or data\.cache_mb"):
+        train(make_run(index, train={"workers": 1}), tmp_path / "run", device="cpu")
 
 
 def test_fewer_crops_at_once_are_the_same_crops_an_update(index):
