@@ -91,12 +91,12 @@ def _truth_of_index(index: Path, split: str | None, groups: Sequence[str]) -> li
 
 
 def _truth_of_folder(folder: Path) -> list[Pair]:
-    """Take all files for labels, but where names say of some that they are labels, these alone."""
+    """Take all files for labels; where images lie beside files whose names say they are labels, these alone."""
     files = _by_name(find_images(folder))
     if not files:
         raise CellsegError(f"{folder}: wanted true label images, but the folder has no image file")
     said = {name: paths for name, paths in files.items() if any(file_stem(path) != name for path in paths)}
-    if said:
+    if any(len(paths) > 1 for paths in said.values()):
         others = sorted(path.name for name in files.keys() - said.keys() for path in files[name])
         _tell_left_out(folder, others)
         files = said

@@ -239,11 +239,11 @@ def _is_same_job(known: dict[str, Any] | None, run: dict[str, Any], image: Path,
     """Whether finished blocks may be gone on with: also where a damaged chunk was put right, which is said."""
     if known is None:
         return False
-    held = dict(known.get("run") or {})
-    if held | {"pixels": run["pixels"]} != run:
+    held = known.get("run")
+    if not isinstance(held, dict) or held | {"pixels": run["pixels"]} != run:
         warnings.warn(f"{folder.path}: blocks of another run, which are removed", stacklevel=3)
         return False
-    if held["pixels"] != run["pixels"]:
+    if held.get("pixels", run["pixels"]) != run["pixels"]:
         warnings.warn(
             f"{image}: its files changed since this was begun, finished blocks are kept; remove {folder.path} if other "
             "pixels are in it now",

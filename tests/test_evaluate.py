@@ -152,6 +152,8 @@ def test_where_names_say_labels_nothing_else_of_a_folder_is_truth(tmp_path):
     truth, pred = save(tmp_path / "truth", **names), save(tmp_path / "pred", a=cells(4))
     with pytest.warns(UserWarning, match=r"2 files are not labels by their names.*: a_flows\.tif, b\.tif$"):
         assert at(evaluate(truth, pred)) == {"a": (1, 0, 0, 1.0, "ok")}
+    mixed = save(tmp_path / "mixed", a=cells(4), b_mask=cells(4))  # no image beside its labels: all are labels
+    assert list(at(evaluate(mixed, mixed))) == ["a", "b"]
 
 
 def test_two_possible_predictions_are_an_error(tmp_path):

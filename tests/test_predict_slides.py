@@ -294,6 +294,22 @@ def test_a_truncated_chunk_is_named_and_the_run_goes_on_when_it_is_whole_again(t
     assert np.array_equal(read_slide(found.labels), undivided(truth))
 
 
+@pytest.mark.parametrize("held", [None, "word"])
+def test_a_note_of_blocks_by_another_version_ends_in_no_traceback(truth, slide, tmp_path, held):
+    target = tmp_path / "a.tif"
+    job = start_job(segmenter_of(), slide, target, Wish(**WISH))
+    run_block(segmenter_of(), job, job.unfinished()[0])
+    facts = job.folder.facts()
+    run = {key: value for key, value in facts["run"].items() if key != "pixels"} if held is None else held
+    job.folder.start(facts | {"run": run})
+    total = len(job.plan.blocks())
+    if held is None:  # before the pixels were noted
+        assert len(start_job(segmenter_of(), slide, target, Wish(**WISH)).unfinished()) == total - 1
+        return
+    with pytest.warns(UserWarning, match="blocks of another run, which are removed"):
+        assert len(start_job(segmenter_of(), slide, target, Wish(**WISH)).unfinished()) == total
+
+
 @pytest.mark.parametrize("layout", ["array", "group"])
 def test_a_zarr_that_was_edited_in_place_is_segmented_anew(truth, tmp_path, layout):
     path, image = tmp_path / "a.zarr", image_of(truth, "distance")
