@@ -6,7 +6,7 @@ default: cells alone keep the outlines of the teacher, maps alone its doubts). T
 images, where there are any, and with images of what the network already knows (``data.replay``), in one forward pass.
 Three things never mix: the *anchor* (the pretrained weights, only in the penalty), the *teacher* (frozen, or the
 student's moving average) and the *student*. Which weights are handed out, the start among them, a judge decides
-(:mod:`cellseg.judging`). Without unlabelled images and replay this is plain fine-tuning, bit for bit.
+(:mod:`cellseg.label_free.judging`). Without unlabelled images and replay this is plain fine-tuning, bit for bit.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from cellseg.batches import cache_share, crops, gather, layout, loader
 from cellseg.checkpoint import WEIGHTS_NAME, load_weights, save_weights
 from cellseg.config import RunConfig
 from cellseg.core import CellsegError, Record
-from cellseg.criteria import rank_correlations
 from cellseg.cutmix import cut_mix
 from cellseg.datasets.crops import CropDataset, Crops
 from cellseg.datasets.index import take_evenly
 from cellseg.datasets.windowed import load_view
-from cellseg.judging import VAL_F1, Judge, Verdict, Watch, validation_of
+from cellseg.label_free.criteria import rank_correlations
+from cellseg.label_free.judging import VAL_F1, Judge, Verdict, Watch, validation_of
+from cellseg.label_free.pseudo import find_diameters
 from cellseg.losses import Parts, consistency_target, foreground_target, representation_loss
 from cellseg.models.teacher import EmaTeacher
 from cellseg.models.wise import interpolate, mixed_distances
 from cellseg.predict import Segmenter, load
 from cellseg.progress import track
-from cellseg.pseudo import find_diameters
 from cellseg.resume import refuse_another
 from cellseg.rounds import Rounds, spot
 from cellseg.scale import scale_prior

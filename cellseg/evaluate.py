@@ -2,7 +2,7 @@
 
 The list of truths drives the loop, so that a prediction that is missing, unreadable or of another shape
 scores 0 and is named, and never leaves an average quietly. Slides are scored band by band (see
-:mod:`cellseg.label_bands`). Knows nothing of networks and imports no torch.
+:mod:`cellseg.slides.bands`). Knows nothing of networks and imports no torch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from cellseg.core import CellsegError, Counts, Labels
-from cellseg.label_bands import BAND_ROWS, LabelFile, open_labels
 from cellseg.metrics import THRESHOLDS, Overlap, aji, count_errors, count_matches, foreground_dice, neurips_f1, seg
 from cellseg.metrics.matching import exact_threshold
 from cellseg.metrics.overlap import overlap_bands
@@ -31,6 +30,7 @@ from cellseg.metrics.rules import band_rows, match_neurips_bands
 from cellseg.metrics.scores import COLUMNS, GOOD_STATUS, read_scores, summarize, write_scores
 from cellseg.pairing import Pair, find_pairs
 from cellseg.progress import track
+from cellseg.slides.bands import BAND_ROWS, LabelFile, open_labels
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ file is told from its first bytes, not from its name. One plane of one image com
 * JPEG: CMYK becomes RGB; the orientation tag is ignored, so that labels agree with the stored pixels.
 
 What this gives up: volumes and movies as such (one plane is read); slides larger than memory are read by window in
-:mod:`cellseg.windows`.
+:mod:`cellseg.slides.windows`.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def normalize(
         Use only this channel, counted from 0.
     ranges : sequence of (low, high), optional
         The values that become 0 and 1 in each channel, where the image is a window of a larger one; see
-        :func:`cellseg.windows.measure_ranges`.
+        :func:`cellseg.slides.windows.measure_ranges`.
 
     Returns
     -------

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.block_files import SUFFIX, BlockFolder
-from cellseg.blocks import BLOCK, Block, Plan
 from cellseg.core import CellsegError
-from cellseg.label_writers import labels_group
-from cellseg.slides import Slide, is_zarr
+from cellseg.slides.block_files import SUFFIX, BlockFolder
+from cellseg.slides.blocks import BLOCK, Block, Plan
+from cellseg.slides.pyramids import Slide, is_zarr
+from cellseg.slides.writers import labels_group
 
 STRIP_PIXELS, WINDOW_REACH = 18_000_000, 656
 """So many pixels of maps :class:`cellseg.sliding.Kept` holds, counted without overlap and with a reserve; and by so

@@ -23,7 +23,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from cellseg.blocks import Region, window_grid
 from cellseg.checkpoint import load_weights
 from cellseg.confidences import mean_inside
 from cellseg.config import ModelConfig, PredictConfig
@@ -36,6 +35,7 @@ from cellseg.labels import instance_areas
 from cellseg.models import flow_torch
 from cellseg.resampling import apply_weights, axis_weights
 from cellseg.scale import looks, resize_image, resize_labels, stable_zoom, zoom_for, zoomed_shape
+from cellseg.slides.blocks import Region, window_grid
 from cellseg.sliding import Kept, blend
 from cellseg.sources import InMemory, Source, Zoomed
 

@@ -8,17 +8,17 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from cellseg.block_files import BlockFolder
 from cellseg.confidences import read_scores, scores_path, write_confidences
 from cellseg.core import CellsegError, Labels
 from cellseg.images import read_image, write_labels
-from cellseg.label_writers import read_note, rows_of, write_label_zarr
 from cellseg.orders import Job, Order, Predicted, Scores, Told, Wish, blocks_folder, naming, orders_of
 from cellseg.predict import Segmenter, decoding_shape
 from cellseg.predict_slides import predict_slide, run_note, run_of, start_job
 from cellseg.prefetch import prefetch
 from cellseg.scale import zoom_for
-from cellseg.slides import is_zarr, read_slide, slide_size
+from cellseg.slides.block_files import BlockFolder
+from cellseg.slides.pyramids import is_zarr, read_slide, slide_size
+from cellseg.slides.writers import read_note, rows_of, write_label_zarr
 
 
 def predict_images(

@@ -1,7 +1,7 @@
 """Segment images larger than memory: block by block, each block a piece of work of its own, then joined.
 
 ``segment_block`` is a pure function of plain data, so blocks may run anywhere and in any order; finished ones lie in a
-folder beside the result (:mod:`cellseg.block_files`), and joining them is a separate, cheap step. A run that was
+folder beside the result (:mod:`cellseg.slides.block_files`), and joining them is a separate, cheap step. A run that was
 stopped goes on at the blocks that are not there. The maps of a pixel do not depend on its block, so the result does
 not depend on the size of the blocks, but for what a decoder takes from its image as a whole: ``distance`` its
 smoothing, and ``flow`` for how long it follows paths where there are cells of several hundred pixels.
@@ -20,21 +20,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 import cellseg
-from cellseg.block_files import BlockFolder
-from cellseg.blocks import Block, Plan, Region, make_plan
 from cellseg.confidences import write_scores
 from cellseg.core import CellsegError, Labels
 from cellseg.images import read_image
 from cellseg.instances import representation
-from cellseg.label_writers import BAND_ROWS, LabelRows, write_label_tiff, write_label_zarr
 from cellseg.orders import Job, Wish, blocks_folder, say_how_to_go_on
 from cellseg.predict import Segmenter, decoding_shape
 from cellseg.progress import track
 from cellseg.scale import resize_part, zoom_for
-from cellseg.seams import Cells, Pieces, count_pieces, cut_cells, join, same_cells, seams
-from cellseg.slides import Slide, has_regions, is_zarr, open_slide, zarr_digest
+from cellseg.slides.block_files import BlockFolder
+from cellseg.slides.blocks import Block, Plan, Region, make_plan
+from cellseg.slides.pyramids import Slide, has_regions, is_zarr, open_slide, zarr_digest
+from cellseg.slides.seams import Cells, Pieces, count_pieces, cut_cells, join, same_cells, seams
+from cellseg.slides.windows import write_tiled
+from cellseg.slides.writers import BAND_ROWS, LabelRows, write_label_tiff, write_label_zarr
 from cellseg.sources import Source
-from cellseg.windows import write_tiled
 
 
 def segment_block(segmenter: Segmenter, source: Source, plan: Plan, block: Block) -> tuple[Labels, Region, Pieces]:

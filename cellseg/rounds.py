@@ -18,9 +18,9 @@ from cellseg.config import RunConfig
 from cellseg.core import Record
 from cellseg.datasets.crops import CropDataset, Crops
 from cellseg.datasets.targets import Prepared
-from cellseg.judging import Stopped, Watch
+from cellseg.label_free.judging import Stopped, Watch
+from cellseg.label_free.pseudo import Row, prepare_labelled, read_round, write_round
 from cellseg.predict import Segmenter
-from cellseg.pseudo import Row, prepare_labelled, read_round, write_round
 from cellseg.state import State
 from cellseg.train import place
 

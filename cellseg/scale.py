@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.blocks import Region
 from cellseg.core import Image, Labels
 from cellseg.metrics import match
+from cellseg.slides.blocks import Region
 
 ZOOM_LIMITS = (0.1, 4.0)
 """Images are never shrunk below a tenth or magnified beyond four times."""

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cellseg.blocks import Grid, Region
 from cellseg.core import Image
 from cellseg.halving import Look, Most, look_in_batches
 from cellseg.instances.interface import Maps
 from cellseg.prefetch import prefetch
+from cellseg.slides.blocks import Grid, Region
 from cellseg.sources import Source
 
 Row = dict[Region, torch.Tensor | None]

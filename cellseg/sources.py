@@ -1,7 +1,7 @@
 """Where pixels come from: anything of a known size that gives the normalised pixels of a region.
 
-An image in memory, an image shown at another zoom, and (in :mod:`cellseg.slides`) a file too large for memory look
-alike to what reads them, so that a slide takes the very path of a small image.
+An image in memory, an image shown at another zoom, and (in :mod:`cellseg.slides.pyramids`) a file too large for memory
+look alike to what reads them, so that a slide takes the very path of a small image.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Protocol
 
 import numpy as np
 
-from cellseg.blocks import Region
 from cellseg.core import Image
 from cellseg.resampling import apply_weights, axis_weights
 from cellseg.scale import resize_image, zoomed_shape
+from cellseg.slides.blocks import Region
 
 _PIXELS_AT_ONCE = 2**22
 """Pixels read in one go to be shrunk: 50 MB once they are normalised."""

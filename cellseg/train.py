@@ -29,7 +29,7 @@ from cellseg.core import CellsegError
 from cellseg.datasets.crops import Crops
 from cellseg.files import write_text
 from cellseg.halving import ran_out
-from cellseg.judging import VAL_F1, Judge, Stopped, bar, decision, validation_of
+from cellseg.label_free.judging import VAL_F1, Judge, Stopped, bar, decision, validation_of
 from cellseg.losses import Parts, representation_loss
 from cellseg.memory import peak_mb
 from cellseg.models.build import build_from, build_model

@@ -29,8 +29,8 @@ report warm
 """What the documents go on with, and once what costs most."""
 SCRIPTS = ("experiments/declared.py",)
 IMPORTED = """cv2 cellseg.adapt cellseg.compare cellseg.datasets.folder cellseg.datasets.neurips cellseg.evaluate
-cellseg.suggest cellseg.report.page cellseg.report.picture cellseg.tables matplotlib.pyplot scipy.stats skimage.measure
-skimage.segmentation torch.utils.tensorboard requests roifile scipy.cluster.vq pycocotools.mask"""
+cellseg.label_free.suggest cellseg.report.page cellseg.report.picture cellseg.tables matplotlib.pyplot scipy.stats
+skimage.measure skimage.segmentation torch.utils.tensorboard requests roifile scipy.cluster.vq pycocotools.mask"""
 
 
 def call(address, program, *arguments):

@@ -18,7 +18,7 @@ from cellseg.core import CellsegError, Record
 from cellseg.datasets.crops import CropDataset
 from cellseg.datasets.index import read_index, write_index
 from cellseg.images import write_labels
-from cellseg.judging import Verdict, Watch
+from cellseg.label_free.judging import Verdict, Watch
 from cellseg.train import train
 
 SIDE = 96

@@ -8,27 +8,23 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "cellseg"
 FLOOR = {
     "core": 0, "config": 0, "files": 0, "regularizer_config": 0, "adapt_config": 0, "progress": 0, "provenance": 0,
-    "memory": 0, "images": 1, "tiff": 1, "labels": 1, "scale": 1, "ranges": 1, "windows": 1, "label_bands": 1,
+    "memory": 0, "images": 1, "tiff": 1, "labels": 1, "scale": 1, "ranges": 1,
     "prefetch": 1, "orders": 1, "weights": 1, "metrics": 1, "confidences": 1, "instances": 1, "outputs": 1,
-    "blocks": 1, "resampling": 1, "sources": 1, "slides": 1, "seams": 1, "label_writers": 1, "block_files": 1,
+    "resampling": 1, "sources": 1, "slides": 1,
     "batches": 2, "digests": 2, "elastic_net": 2, "cutmix": 2, "halving": 2, "sliding": 2, "optimizer": 2,
     "datasets": 2, "pairing": 2, "models": 2, "losses": 2, "regularizers": 2, "checkpoint": 2, "journal": 2, "state": 2,
     "resume": 2,
-    "suggest": 3, "views": 3, "criteria": 3, "pseudo": 3, "judging": 3, "rounds": 3,
+    "label_free": 3, "rounds": 3,
     "train": 3, "adapt": 3, "predict": 3, "evaluate": 3, "compare": 3, "evaluate_coco": 3, "tables": 3,
-    "predict_slides": 3, "predict_images": 3, "cluster": 3, "farm": 3, "farm_tasks": 3, "table_formats": 0, "report": 3,
+    "predict_slides": 3, "predict_images": 3, "farm": 3, "table_formats": 0, "report": 3,
     "names": 0, "cli": 4,
 }  # fmt: skip
 SIDEWAYS = {
     ("adapt", "train"), ("adapt", "predict"), ("train", "predict"), ("predict_slides", "predict"),
     ("predict_images", "predict"), ("predict_images", "predict_slides"),
-    ("farm_tasks", "predict"), ("farm_tasks", "predict_images"), ("farm_tasks", "predict_slides"),
-    ("farm", "farm_tasks"), ("cluster", "predict_images"),
-    ("views", "predict"), ("criteria", "predict"), ("criteria", "views"), ("pseudo", "predict"), ("pseudo", "views"),
-    ("judging", "predict"), ("judging", "criteria"), ("train", "judging"), ("adapt", "judging"),
-    ("rounds", "predict"), ("rounds", "pseudo"), ("rounds", "judging"), ("rounds", "train"), ("adapt", "rounds"),
-    ("adapt", "criteria"), ("adapt", "pseudo"), ("suggest", "predict"), ("suggest", "criteria"), ("suggest", "views"),
-    ("report", "criteria"),
+    ("farm", "predict"), ("farm", "predict_images"), ("farm", "predict_slides"),
+    ("label_free", "predict"), ("train", "label_free"), ("rounds", "label_free"), ("adapt", "label_free"),
+    ("rounds", "predict"), ("rounds", "train"), ("adapt", "rounds"), ("report", "label_free"),
 }  # fmt: skip
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from monai.data.utils import dense_patch_slices
 
-from cellseg.blocks import Grid, Region, make_plan, window_grid
+from cellseg.slides.blocks import Grid, Region, make_plan, window_grid
 
 
 def test_regions_are_cut_off_at_the_edges_and_moved_into_each_other():

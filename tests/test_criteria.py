@@ -6,10 +6,10 @@ import torch
 from fakes import Constant, Fickle, Reader, four_disks, image_of, segmenter
 
 from cellseg.config import ModelConfig, PredictConfig
-from cellseg.criteria import CRITERIA, count_cells, measure, middle, rank_correlations, score
 from cellseg.instances import representation
+from cellseg.label_free.criteria import CRITERIA, count_cells, measure, middle, rank_correlations, score
+from cellseg.label_free.views import Views
 from cellseg.predict import Segmenter
-from cellseg.views import Views
 
 DISKS = [(image_of(four_disks()), 24.0)]
 

@@ -6,7 +6,6 @@ import pytest
 import tifffile
 import torch
 
-from cellseg import windows
 from cellseg.config import AugmentConfig, ModelConfig
 from cellseg.core import CellsegError, Record
 from cellseg.datasets import samples, windowed
@@ -17,6 +16,7 @@ from cellseg.datasets.windowed import load_view, split_cut
 from cellseg.images import normalize, read_image, write_labels
 from cellseg.instances import flow
 from cellseg.scale import resize_labels, zoom_for
+from cellseg.slides import windows
 
 
 def disk_labels(shape=(160, 200)):

@@ -17,21 +17,21 @@ import torch
 from fakes import Reader
 from test_predict_slides import SHAPE, WISH, finished_in, image_of, segmenter_of, truth, undivided  # noqa: F401
 
-from cellseg import farm, farm_tasks
-from cellseg.blocks import make_plan
 from cellseg.checkpoint import save_weights
-from cellseg.cluster import connect, threads_each
 from cellseg.config import ModelConfig, PredictConfig
 from cellseg.core import CellsegError
-from cellseg.farm import RETRIES, Part, predict_on, take
-from cellseg.farm_tasks import Recipe
-from cellseg.farm_tasks import segmenter_of as loaded
+from cellseg.farm import scheduling, tasks
+from cellseg.farm.cluster import connect, threads_each
+from cellseg.farm.scheduling import RETRIES, Part, predict_on, take
+from cellseg.farm.tasks import Recipe
+from cellseg.farm.tasks import segmenter_of as loaded
 from cellseg.images import read_labels
 from cellseg.models.build import build_model
 from cellseg.orders import Interrupted, Told, Wish, orders_of
 from cellseg.predict import load
 from cellseg.predict_images import predict_images
-from cellseg.windows import write_tiled
+from cellseg.slides.blocks import make_plan
+from cellseg.slides.windows import write_tiled
 
 distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install 'cellseg[dask]'")
 
@@ -60,8 +60,8 @@ def threads():
 @pytest.fixture
 def recipe(monkeypatch):
     """A model that reads the cells off the image."""
-    monkeypatch.setattr(farm_tasks, "_load", lambda recipe: segmenter_of())
-    monkeypatch.setattr(farm_tasks, "_LOADED", {})
+    monkeypatch.setattr(tasks, "_load", lambda recipe: segmenter_of())
+    monkeypatch.setattr(tasks, "_LOADED", {})
     return Recipe("reader", "cpu", PredictConfig(), None)
 
 
@@ -175,7 +175,7 @@ def test_a_block_that_always_fails_is_named_and_the_rest_goes_on(here, recipe, s
     write_tiled(tmp_path / "a.tif", image)
     labels, failed = small(tmp_path / "b.tif"), []
     monkeypatch.setattr(Failing, "tried", 0)
-    monkeypatch.setattr(farm_tasks, "_load", lambda recipe: segmenter_of(network=Failing()))
+    monkeypatch.setattr(tasks, "_load", lambda recipe: segmenter_of(network=Failing()))
     files = [slide, tmp_path / "b.tif"]
     found = predict(here, recipe, files, tmp_path / "out", failed=failed.append)
     assert list(found) == ["b"]
@@ -187,7 +187,7 @@ def test_a_block_that_always_fails_is_named_and_the_rest_goes_on(here, recipe, s
     assert str(error).endswith("a.blocks: the same command goes on there")
     kept = finished_in(tmp_path / "out" / "a.blocks")
     said = []
-    monkeypatch.setattr(farm_tasks, "_load", lambda recipe: segmenter_of())
+    monkeypatch.setattr(tasks, "_load", lambda recipe: segmenter_of())
     assert set(predict(here, recipe, [slide], tmp_path / "out", notice=said.append)) == {"a"}
     assert len(said) == (len(kept) > 0)
     with pytest.raises(CellsegError, match="no such file"):  # without anyone to take it, an error stops all
@@ -195,26 +195,26 @@ def test_a_block_that_always_fails_is_named_and_the_rest_goes_on(here, recipe, s
 
 
 def test_ctrl_c_says_what_is_kept(here, recipe, slide, tmp_path, monkeypatch):
-    collect = farm._Farm.collect
+    collect = scheduling._Farm.collect
 
     def interrupted(self):
         yield from collect(self)
         if len(finished_in(tmp_path / "out" / "a.blocks")) >= 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(farm._Farm, "collect", interrupted)
+    monkeypatch.setattr(scheduling._Farm, "collect", interrupted)
     with pytest.raises(CellsegError, match=r"^interrupted; \d+ of 12 blocks of a\.tif are finished and kept in "):
         predict(here, recipe, [slide], tmp_path / "out")
 
 
 def test_only_as_many_tasks_are_in_flight_as_there_are_workers(here, recipe, slide, tmp_path, monkeypatch):
-    submit, flying = farm._Farm.submit, []
+    submit, flying = scheduling._Farm.submit, []
 
     def watched(self):
         submit(self)
         flying.append(len(self.flying))
 
-    monkeypatch.setattr(farm._Farm, "submit", watched)
+    monkeypatch.setattr(scheduling._Farm, "submit", watched)
     predict(here, recipe, [slide], tmp_path / "out")
     assert max(flying) == 2
 
@@ -241,7 +241,7 @@ def test_whatever_a_task_raises_becomes_one_line(error, said):
         raise error
 
     with pytest.raises(CellsegError, match=said) as told:
-        farm._result(SimpleNamespace(result=result), "a.tif")
+        scheduling._result(SimpleNamespace(result=result), "a.tif")
     assert "\n" not in str(told.value)
 
 
@@ -271,7 +271,7 @@ def test_all_blocks_are_taken_once_whoever_asks():
 
 
 def test_a_cluster_that_is_not_there_is_named(monkeypatch):
-    monkeypatch.setattr("cellseg.cluster._PATIENCE_S", 0.1)
+    monkeypatch.setattr("cellseg.farm.cluster._PATIENCE_S", 0.1)
     with (
         pytest.raises(CellsegError, match=r"--scheduler tcp://127\.0\.0\.1:9: no Dask scheduler answers there"),
         connect(None, "tcp://127.0.0.1:9"),
@@ -295,14 +295,14 @@ def test_a_cluster_that_runs_is_joined_by_its_address_or_file(here, recipe, tmp_
 
 
 def test_a_scheduler_that_is_lost_stops_the_work_and_says_so(recipe, slide, tmp_path, monkeypatch):
-    collect, cluster = farm._Farm.collect, threads()
+    collect, cluster = scheduling._Farm.collect, threads()
 
     def lost(self):
         if len(finished_in(tmp_path / "out" / "a.blocks")) >= 2:
             cluster.close()
         yield from collect(self)
 
-    monkeypatch.setattr(farm._Farm, "collect", lost)
+    monkeypatch.setattr(scheduling._Farm, "collect", lost)
     failed = []
     with cluster, distributed.Client(cluster, timeout=1) as client, pytest.raises(Interrupted) as told:
         predict(client, recipe, [slide], tmp_path / "out", failed=failed.append)
@@ -328,8 +328,8 @@ def test_the_command_hands_its_work_to_a_cluster(here, weights, tmp_path, monkey
     image = np.random.default_rng(0).integers(0, 255, (150, 130), dtype=np.uint8)
     write_tiled(tmp_path / "a.tif", image)
     (tmp_path / "bad.tif").write_bytes(b"no image")
-    monkeypatch.setattr("cellseg.cluster.connect", lambda workers, scheduler: nullcontext(here))
-    monkeypatch.setattr("cellseg.cluster.threads_each", lambda workers: 1)
+    monkeypatch.setattr("cellseg.farm.cluster.connect", lambda workers, scheduler: nullcontext(here))
+    monkeypatch.setattr("cellseg.farm.cluster.threads_each", lambda workers: 1)
     monkeypatch.chdir(tmp_path)
     options = ["--model", str(weights), "--diameter", "24", "--block", "80", "--device", "cpu", "--format", "geojson"]
     arguments = ["predict", "a.tif", "bad.tif", *options, "--measure", "cells.csv"]

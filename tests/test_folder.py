@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from cellseg import memory, windows
+from cellseg import memory
 from cellseg.core import CellsegError, Record
 from cellseg.datasets import inspection
 from cellseg.datasets.folder import prepare_folder
@@ -18,6 +18,7 @@ from cellseg.datasets.index import read_index
 from cellseg.datasets.rows import split_validation
 from cellseg.images import read_image, read_labels
 from cellseg.labels import median_diameter, split_disconnected
+from cellseg.slides import windows
 
 SHAPE = (20, 30)
 TWO_CELLS = np.zeros(SHAPE, np.uint16)

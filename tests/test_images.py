@@ -19,7 +19,7 @@ from cellseg.images import (
     to_three_channels,
     write_labels,
 )
-from cellseg.windows import read_window
+from cellseg.slides.windows import read_window
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (37, 53), dtype=np.uint8)

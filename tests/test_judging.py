@@ -8,10 +8,10 @@ from fakes import Constant, Fickle, Reader, four_disks, image_of, segmenter
 
 from cellseg.config import check_config
 from cellseg.core import Record
-from cellseg.criteria import CRITERIA, Findings
 from cellseg.datasets.index import told_diameter, write_index
 from cellseg.images import write_labels
-from cellseg.judging import Verdict, Watch, decision, validation_of
+from cellseg.label_free.criteria import CRITERIA, Findings
+from cellseg.label_free.judging import Verdict, Watch, decision, validation_of
 from cellseg.state import State
 from cellseg.train import fit, make_fabric
 
@@ -50,7 +50,7 @@ def test_one_giant_cell_is_a_collapse_unless_the_start_had_it():
 @pytest.mark.parametrize(("before", "after", "gone"), [(0.9, 0.44, True), (0.9, 0.46, False), (0.0, 0.0, False)])
 def test_cells_that_no_two_views_share_are_a_collapse(monkeypatch, before, after, gone):
     found = Findings({**dict.fromkeys(CRITERIA, 0.9), "flips": after}, 12, 0.0)
-    monkeypatch.setattr("cellseg.judging.measure", lambda *arguments: found)
+    monkeypatch.setattr("cellseg.label_free.judging.measure", lambda *arguments: found)
     first = {"cells": 12.0, "giants": 0.0, "flips": before}
     text = watch().look(segmenter(Constant(-8.0, 0.0)), None, first).collapse
     assert bool(text) == gone

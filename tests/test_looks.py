@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from cellseg.blocks import Region
 from cellseg.scale import LOOK_SIDE, LOOKS, looks
+from cellseg.slides.blocks import Region
 
 
 def test_of_an_image_that_is_not_large_all_is_looked_at_without_reading_it():

@@ -9,7 +9,7 @@ import pytest
 from cellseg.core import CellsegError
 from cellseg.outputs import FilePixels, check_table_path, join_cells, measure_cells, open_pixels, write_cells
 from cellseg.outputs.measurements import COLUMNS
-from cellseg.windows import write_tiled
+from cellseg.slides.windows import write_tiled
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_a_slide_measured_in_blocks_has_the_table_of_the_whole(monkeypatch, tmp_
     write_tiled(tmp_path / "image.tif", image)
     files = [FilePixels(tmp_path / name, labels.shape) for name in ("labels.tif", "image.tif")]
     assert isinstance(open_pixels(tmp_path / "image.tif"), np.ndarray)
-    monkeypatch.setattr("cellseg.windows.SLIDE_PIXELS", 2000)
+    monkeypatch.setattr("cellseg.slides.windows.SLIDE_PIXELS", 2000)
     assert open_pixels(tmp_path / "image.tif") == files[1]
     by_block = measure_cells(*files, scores, name="a")
     assert len(whole) == 59

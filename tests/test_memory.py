@@ -12,7 +12,7 @@ from cellseg import memory
 from cellseg.core import CellsegError
 from cellseg.images import read_image, read_labels, read_size
 from cellseg.memory import MOST_PIXELS, free_bytes, require_file, require_plausible, require_room
-from cellseg.windows import has_windows
+from cellseg.slides.windows import has_windows
 
 sys.path.insert(0, str(Path(__file__).parent / "faults"))
 from damage import endless_zeros, png_of, tiff_of

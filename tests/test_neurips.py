@@ -8,13 +8,13 @@ import pytest
 import tifffile
 from PIL import Image as Pillow
 
-from cellseg import windows
 from cellseg.core import CellsegError
 from cellseg.datasets.index import read_index
 from cellseg.datasets.inspection import unwrap_ids
 from cellseg.datasets.neurips import prepare_neurips
 from cellseg.datasets.synthetic_neurips import FORMS, draw_slide, write_synthetic_neurips
 from cellseg.images import read_image, read_labels
+from cellseg.slides import windows
 
 SHAPE = (40, 50)
 

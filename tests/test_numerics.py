@@ -18,7 +18,7 @@ from cellseg.core import CellsegError, Record
 from cellseg.datasets.crops import CropDataset
 from cellseg.datasets.index import write_index
 from cellseg.images import read_labels, write_labels
-from cellseg.judging import Stopped
+from cellseg.label_free.judging import Stopped
 from cellseg.losses import representation_loss
 from cellseg.metrics import match
 from cellseg.models.teacher import EmaTeacher

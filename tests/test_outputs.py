@@ -24,7 +24,7 @@ from cellseg.outputs import (
 from cellseg.outputs.cells import cell_blocks, find_boxes
 from cellseg.outputs.polygons import trace
 from cellseg.outputs.rois import to_roi
-from cellseg.windows import write_tiled
+from cellseg.slides.windows import write_tiled
 
 
 def mask_of(text):

@@ -14,8 +14,6 @@ import torch
 import zarr
 from fakes import Reader
 
-from cellseg.block_files import BlockFolder
-from cellseg.blocks import BLOCK, Region, make_plan
 from cellseg.checkpoint import save_weights
 from cellseg.confidences import read_confidences
 from cellseg.config import ModelConfig, NormalizeConfig, PredictConfig
@@ -28,10 +26,12 @@ from cellseg.orders import Told, Wish, in_strips
 from cellseg.predict import Segmenter, decoding_shape
 from cellseg.predict_images import predict_images
 from cellseg.predict_slides import predict_slide, run_block, segment_block, start_job
-from cellseg.slides import read_slide
+from cellseg.slides.block_files import BlockFolder
+from cellseg.slides.blocks import BLOCK, Region, make_plan
+from cellseg.slides.pyramids import read_slide
+from cellseg.slides.windows import write_tiled
 from cellseg.sliding import KEPT_BYTES
 from cellseg.sources import InMemory
-from cellseg.windows import write_tiled
 
 SHAPE = (300, 340)
 RAW = NormalizeConfig(rule="none")

@@ -4,13 +4,13 @@ import tifffile
 from fakes import Constant, Fickle, Reader, four_disks, image_of, segmenter
 from scipy import ndimage
 
-from cellseg import pseudo
 from cellseg.config import AdaptConfig
 from cellseg.core import CellsegError, Record
 from cellseg.images import read_labels
+from cellseg.label_free import pseudo
+from cellseg.label_free.pseudo import make_labels, prepare_labelled, read_round, write_round
+from cellseg.label_free.views import see
 from cellseg.metrics import match
-from cellseg.pseudo import make_labels, prepare_labelled, read_round, write_round
-from cellseg.views import see
 
 
 def test_every_cell_of_a_steady_network_is_kept_and_every_pixel_known():

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from cellseg import sources
-from cellseg.blocks import Region
 from cellseg.resampling import apply_weights, axis_weights
 from cellseg.scale import resize_image, resize_labels, resize_part, zoomed_shape
+from cellseg.slides.blocks import Region
 from cellseg.sources import InMemory, Zoomed
 
 

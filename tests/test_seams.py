@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from cellseg.blocks import Block, Region
-from cellseg.seams import Pieces, count_pieces, cut_cells, join, same_cells, seams
+from cellseg.slides.blocks import Block, Region
+from cellseg.slides.seams import Pieces, count_pieces, cut_cells, join, same_cells, seams
 
 NOWHERE = np.iinfo(np.int64).max
 

@@ -8,8 +8,8 @@ import torch
 from monai.inferers.utils import sliding_window_inference
 
 from cellseg import sliding
-from cellseg.blocks import Region, window_grid
 from cellseg.halving import Most
+from cellseg.slides.blocks import Region, window_grid
 from cellseg.sliding import Kept
 from cellseg.sources import InMemory
 

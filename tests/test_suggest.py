@@ -12,8 +12,8 @@ from cellseg.config import ModelConfig, NormalizeConfig
 from cellseg.core import Record
 from cellseg.datasets.index import write_index
 from cellseg.images import write_labels
+from cellseg.label_free.suggest import choose, doubt, picture_of
 from cellseg.models.build import build_model
-from cellseg.suggest import choose, doubt, picture_of
 
 
 def test_the_most_doubtful_first_then_doubt_times_distance():

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from fakes import Fickle, Reader, four_disks, image_of, segmenter
 
+from cellseg.label_free.views import agreement, found_again, see
 from cellseg.metrics import match
-from cellseg.views import agreement, found_again, see
 
 
 def test_a_network_that_only_reads_finds_the_same_in_every_view():

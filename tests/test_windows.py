@@ -7,11 +7,12 @@ import pytest
 import tifffile
 from PIL import Image as Pillow
 
-from cellseg import ranges, windows
+from cellseg import ranges
 from cellseg.config import NormalizeConfig
 from cellseg.core import CellsegError
 from cellseg.images import normalize, read_image, write_labels
-from cellseg.windows import (
+from cellseg.slides import windows
+from cellseg.slides.windows import (
     has_windows,
     is_slide,
     measure_ranges,

@@ -15,8 +15,8 @@ from cellseg.cli.predicting import expand
 from cellseg.core import CellsegError
 
 if TYPE_CHECKING:
+    from cellseg.label_free.suggest import Doubt
     from cellseg.predict import Segmenter
-    from cellseg.suggest import Doubt
 
 
 @app.command()
@@ -35,15 +35,15 @@ def suggest(
     Sure is what is found again when the image is flipped and shown a little finer and coarser; an image in which
     nothing is found counts as most doubtful. After the first, each image must also look unlike those before.
     """
-    from cellseg.criteria import CRITERIA
+    from cellseg.label_free.criteria import CRITERIA
 
     check_known("criterion", criterion, tuple(CRITERIA))
     files = expand(images, unlabelled=True)
     import numpy as np
 
+    from cellseg.label_free.suggest import choose, doubt
     from cellseg.predict import load
     from cellseg.progress import track
-    from cellseg.suggest import choose, doubt
 
     segmenter = load(model, device=device)
     looking = track(files, "looking at images", total=len(files))
@@ -69,8 +69,8 @@ def criteria(
     The last column is what its choice costs: the F1 of the best checkpoint less that of the one it would hand out,
     on average over runs.
     """
-    from cellseg.criteria import CRITERIA, cost_of_choice, rank_correlations
     from cellseg.journal import read_log
+    from cellseg.label_free.criteria import CRITERIA, cost_of_choice, rank_correlations
 
     logs = {run: [line for line in read_log(run) if "val_f1" in line and "cycle" in line] for run in runs}
     for run, lines in logs.items():
@@ -103,8 +103,8 @@ def _write_checkpoints(path: Path, logs: Mapping[Path, Sequence[Mapping[str, Any
     import matplotlib as mpl
     import pandas as pd
 
-    from cellseg.criteria import CRITERIA
     from cellseg.files import atomic_path, write_text
+    from cellseg.label_free.criteria import CRITERIA
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
@@ -145,9 +145,9 @@ def _write_sheet(path: Path, segmenter: Segmenter, chosen: list[Doubt], criterio
     import numpy as np
 
     from cellseg.instances.interface import renumber
+    from cellseg.label_free.suggest import picture_of
     from cellseg.outputs.overlays import PRED_COLOUR, TRUE_COLOUR, draw_outlines
     from cellseg.report.picture import write_picture
-    from cellseg.suggest import picture_of
 
     plain, drawn = {}, {}
     for rank, one in enumerate(chosen, start=1):

@@ -152,9 +152,9 @@ def on_workers(
     cluster: tuple[int | None, str | None],
 ) -> Iterator[Predicted]:
     """Segment images on so many local workers, or on those of a scheduler; paths are made absolute for them."""
-    from cellseg.cluster import connect, threads_each
-    from cellseg.farm import predict_on
-    from cellseg.farm_tasks import Recipe
+    from cellseg.farm.cluster import connect, threads_each
+    from cellseg.farm.scheduling import predict_on
+    from cellseg.farm.tasks import Recipe
     from cellseg.orders import orders_of
 
     name, device, settings = model
@@ -173,7 +173,7 @@ def expand(images: list[Path], *, unlabelled: bool = False) -> list[tuple[str, P
     Of a folder, files that by their names are labels or results are left out, which is said. With ``unlabelled``, of an
     index only the images that have no labels.
     """
-    from cellseg.slides import is_zarr
+    from cellseg.slides.pyramids import is_zarr
 
     files: list[tuple[str, Path]] = []
     for path in images:
@@ -209,7 +209,7 @@ def _images_of(folder: Path) -> list[Path]:
     """List the images of a folder, and say how many files are labels or results of a program such as Cellpose."""
     from cellseg.images import find_images
     from cellseg.names import role_of
-    from cellseg.slides import is_zarr
+    from cellseg.slides.pyramids import is_zarr
 
     found = sorted([*find_images(folder), *(one for one in folder.iterdir() if is_zarr(one))])
     others = [one.name for one in found if role_of(one) != "image"]

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from cellseg.core import CellsegError, Labels
 from cellseg.images import check_ids, read_image, read_labels, read_size, reading_file, write_labels
-from cellseg.label_bands import LabelFile
 from cellseg.labels import instance_areas, split_disconnected
-from cellseg.windows import has_windows, is_slide, read_bands, read_grid, read_window, write_tiled
+from cellseg.slides.bands import LabelFile
+from cellseg.slides.windows import has_windows, is_slide, read_bands, read_grid, read_window, write_tiled
 
 THUMBNAIL = 256
 """Longest side of a thumbnail, and side of the detail, in pixels."""

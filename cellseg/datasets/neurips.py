@@ -33,7 +33,7 @@ from cellseg.datasets.rows import mark_partial, read_partial
 from cellseg.files import write_text
 from cellseg.images import IMAGE_SUFFIXES, find_images
 from cellseg.progress import track
-from cellseg.windows import is_slide
+from cellseg.slides.windows import is_slide
 
 
 class Part(NamedTuple):

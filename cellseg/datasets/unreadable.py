@@ -7,7 +7,7 @@ from cellseg.core import CellsegError, Record
 from cellseg.datasets.index import select
 from cellseg.images import read_image, read_labels, read_size
 from cellseg.progress import track
-from cellseg.windows import has_windows, is_slide
+from cellseg.slides.windows import has_windows, is_slide
 
 
 def without_unreadable(run: RunConfig) -> tuple[RunConfig, list[str]]:

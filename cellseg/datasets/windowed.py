@@ -19,7 +19,7 @@ from cellseg.core import CellsegError, Image, Labels, Record
 from cellseg.datasets.targets import Prepared, combine
 from cellseg.images import normalize, read_image, read_size
 from cellseg.scale import SAME_SCALE, resize_labels, zoom_for
-from cellseg.windows import has_windows, is_slide, measure_ranges, read_label_window, read_window
+from cellseg.slides.windows import has_windows, is_slide, measure_ranges, read_label_window, read_window
 
 HALO_DIAMETERS = 3
 """Width of the halo, in reference diameters."""

@@ -14,11 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.blocks import Region
 from cellseg.images import read_image
 from cellseg.labels import instance_areas
-from cellseg.slides import has_regions, is_zarr, read_region, read_slide, slide_size
-from cellseg.windows import is_slide
+from cellseg.slides.blocks import Region
+from cellseg.slides.pyramids import has_regions, is_zarr, read_region, read_slide, slide_size
+from cellseg.slides.windows import is_slide
 
 BAND_ROWS = 512
 """Rows read at once to find the bounding boxes."""
@@ -41,7 +41,7 @@ class Pixels(Protocol):
 
 @dataclass(frozen=True)
 class FilePixels:
-    """The pixels of a file or OME-Zarr that :func:`cellseg.slides.has_regions` takes, read by rectangle.
+    """The pixels of a file or OME-Zarr that :func:`cellseg.slides.pyramids.has_regions` takes, read by rectangle.
 
     Attributes
     ----------

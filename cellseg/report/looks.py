@@ -14,7 +14,7 @@ from typing import Any
 from cellseg.report.runs import Method, Run
 
 CRITERIA = ("flips", "scales", "cycle", "confidence", "consensus")
-"""Those of :data:`cellseg.criteria.CRITERIA`, named here so that reading a log loads no network."""
+"""Those of :data:`cellseg.label_free.criteria.CRITERIA`, named here so that reading a log loads no network."""
 
 SHOWN = {
     "flips": "Cells found again in flipped images",
@@ -111,7 +111,7 @@ def judge_criteria(method: Method) -> dict[str, Trust]:
     lines = [line for looks in per_run for line in looks]
     if len(lines) < 3:
         return {}
-    from cellseg.criteria import cost_of_choice, rank_correlations
+    from cellseg.label_free.criteria import cost_of_choice, rank_correlations
 
     costs = [cost_of_choice(looks) for looks in per_run]
     found = {}

@@ -26,10 +26,10 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from cellseg.blocks import BLOCK
 from cellseg.confidences import read_scores
 from cellseg.files import write_text
 from cellseg.provenance import describe
+from cellseg.slides.blocks import BLOCK
 
 RESULTS = Path(__file__).resolve().parents[2] / "experiments" / "results"
 PITCH, DIAMETER, CHUNK, LIMIT_MB = 51.6, 24.0, 1024, 2500.0

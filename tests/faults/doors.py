@@ -15,7 +15,7 @@ from cellseg.core import CellsegError
 def image(root: Path) -> None:
     """Read an image in every way: its size, all of it, a window, and as network input."""
     from cellseg.images import normalize, read_image, read_size
-    from cellseg.windows import has_windows, is_slide, measure_ranges, read_window
+    from cellseg.slides.windows import has_windows, is_slide, measure_ranges, read_window
 
     path = _only(root)
     size = read_size(path)
@@ -36,7 +36,7 @@ def image(root: Path) -> None:
 def labels(root: Path) -> None:
     """Read labels whole and in bands."""
     from cellseg.images import read_labels, write_labels
-    from cellseg.label_bands import open_labels
+    from cellseg.slides.bands import open_labels
 
     path = _only(root)
     found = read_labels(path)

@@ -89,7 +89,7 @@ def make_inputs(into: Path, *, teacher: bool) -> None:
     from cellseg.datasets.index import write_index
     from cellseg.images import write_labels
     from cellseg.models.build import build_model
-    from cellseg.windows import write_tiled
+    from cellseg.slides.windows import write_tiled
 
     records = []
     for folder in ("images", "labels", "slide"):

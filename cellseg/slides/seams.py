@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.blocks import Block, Region
 from cellseg.core import Labels
 from cellseg.metrics.overlap import Overlap, overlap
+from cellseg.slides.blocks import Block, Region
 
 IntArray = NDArray[np.int64]
 

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cellseg.blocks import Region
 from cellseg.config import NormalizeConfig
 from cellseg.core import CellsegError, Image
 from cellseg.images import normalize, read_size, to_three_channels
-from cellseg.windows import has_windows, ranges_of_bands, read_window
+from cellseg.slides.blocks import Region
+from cellseg.slides.windows import has_windows, ranges_of_bands, read_window
 
 _BAND_ROWS = 512
 
@@ -116,7 +116,7 @@ def is_zarr(path: str | Path) -> bool:
 
 
 def has_regions(path: str | Path) -> bool:
-    """Whether a region of an image can be read without decoding all of it; see :func:`cellseg.windows.has_windows`."""
+    """Whether a region can be read without decoding the whole; see :func:`cellseg.slides.windows.has_windows`."""
     return is_zarr(path) or has_windows(path)
 
 

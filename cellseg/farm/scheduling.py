@@ -20,12 +20,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import cellseg
-from cellseg import farm_tasks
-from cellseg.blocks import Block
 from cellseg.core import CellsegError
-from cellseg.farm_tasks import Recipe
+from cellseg.farm import tasks
+from cellseg.farm.tasks import Recipe
 from cellseg.orders import Interrupted, Job, Order, Predicted, Told, one_line, say_how_to_go_on
 from cellseg.progress import counter
+from cellseg.slides.blocks import Block
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -79,10 +79,10 @@ class _Task:
     @property
     def about(self) -> str:
         """What it is about, for messages."""
-        if self.slide.job is None or self.work is not farm_tasks.run_blocks:
+        if self.slide.job is None or self.work is not tasks.run_blocks:
             return self.slide.order.image.name
         _, job, blocks = self.arguments
-        return farm_tasks.named(job, next((block for block in blocks if not job.folder.is_finished(block)), blocks[-1]))
+        return tasks.named(job, next((block for block in blocks if not job.folder.is_finished(block)), blocks[-1]))
 
 
 def predict_on(
@@ -93,7 +93,7 @@ def predict_on(
     Parameters
     ----------
     client : distributed.Client
-        See :func:`cellseg.cluster.connect`.
+        See :func:`cellseg.farm.cluster.connect`.
     recipe : Recipe
         The model, without run and fingerprint.
     orders : sequence of Order
@@ -115,7 +115,7 @@ def predict_on(
     told = told or Told()
     farm = _Farm(client, _agreed(client, recipe, told), told)
     for order in orders:
-        farm.waiting.append(_Task(_Slide(order), farm_tasks.begin_image, (farm.recipe, order, told.beside)))
+        farm.waiting.append(_Task(_Slide(order), tasks.begin_image, (farm.recipe, order, told.beside)))
     try:
         with counter("blocks") as show:
             while farm.is_busy:
@@ -202,7 +202,7 @@ class _Farm:
             blocks = take(slide.parts, worker, slide.at_once)
             if blocks:
                 slide.flying += len(blocks)
-                return _Task(slide, farm_tasks.run_blocks, (self.recipe, slide.job, blocks))
+                return _Task(slide, tasks.run_blocks, (self.recipe, slide.job, blocks))
         return self.waiting.popleft() if self.waiting else None
 
     def collect(self) -> Iterator[Predicted]:
@@ -236,7 +236,7 @@ class _Farm:
         if isinstance(found, Predicted):
             yield found
             return
-        if task.work is farm_tasks.begin_image:
+        if task.work is tasks.begin_image:
             found, notices = found
             for line in notices:
                 self.told.notice(line)
@@ -248,7 +248,7 @@ class _Farm:
             slide.flying -= len(task.arguments[2])
         if slide.left == 0:
             self.slides.remove(slide)
-            self.waiting.appendleft(_Task(slide, farm_tasks.finish_image, (slide.job, slide.order, self.told.beside)))
+            self.waiting.appendleft(_Task(slide, tasks.finish_image, (slide.job, slide.order, self.told.beside)))
 
     def open(self, slide: _Slide, job: Job) -> None:
         """Let the blocks of a large image be taken."""
@@ -281,7 +281,7 @@ def _agreed(client: Client, recipe: Recipe, told: Told) -> Recipe:
         if not workers:
             told.notice("the cluster has no workers yet, waiting for one")
         where = [{"workers": [one], "allow_other_workers": True} for one in workers] or [{}]
-        greetings = [client.submit(farm_tasks.greet, recipe, pure=False, **one) for one in where]
+        greetings = [client.submit(tasks.greet, recipe, pure=False, **one) for one in where]
     fingerprint, version = _result(greetings[0], "a worker, before any image")
     if version != cellseg.__version__:
         raise CellsegError(

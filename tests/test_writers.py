@@ -9,9 +9,9 @@ import zarr
 
 from cellseg.core import CellsegError
 from cellseg.images import read_labels
-from cellseg.label_writers import LabelRows, read_note, rows_of, write_label_tiff, write_label_zarr
-from cellseg.slides import read_slide
-from cellseg.windows import has_windows
+from cellseg.slides.pyramids import read_slide
+from cellseg.slides.windows import has_windows
+from cellseg.slides.writers import LabelRows, read_note, rows_of, write_label_tiff, write_label_zarr
 
 
 def labels_of(height, width, largest):

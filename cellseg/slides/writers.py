@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cellseg.core import Labels
 from cellseg.files import atomic_path, flush_folder, writing
-from cellseg.slides import Placement, image_group, is_zarr, placement
+from cellseg.slides.pyramids import Placement, image_group, is_zarr, placement
 
 BAND_ROWS = 512
 """Rows of each band that the writers take; the last may be lower."""

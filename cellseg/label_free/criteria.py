@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from cellseg.core import Image
 from cellseg.instances import representation
 from cellseg.instances.interface import Representation
+from cellseg.label_free.views import Views, agreement, see
 from cellseg.labels import instance_areas
 from cellseg.predict import Segmenter
 from cellseg.scale import WINDOW, middle_of, zoom_for
-from cellseg.views import Views, agreement, see
 
 Shown = tuple[Image, float | None]
 """A normalised image ``(H, W, 3)`` and the diameter of its cells in pixels, None to leave its scale alone."""

@@ -1,8 +1,8 @@
 """Read a label image as bands of rows, so that a slide is scored without ever being whole in memory.
 
-Small images are read whole and sliced; large ones are read by window (see :mod:`cellseg.windows`). What this gives
-up: a large PNG, BMP, or TIFF whose one compressed strip holds the whole image can only be decoded whole, which is
-said in a warning.
+Small images are read whole and sliced; large ones are read by window (see :mod:`cellseg.slides.windows`). What this
+gives up: a large PNG, BMP, or TIFF whose one compressed strip holds the whole image can only be decoded whole, which
+is said in a warning.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from cellseg.core import Labels
 from cellseg.images import read_labels, read_size
-from cellseg.windows import has_windows, read_label_window
+from cellseg.slides.windows import has_windows, read_label_window
 
 LARGE_PIXELS = 64_000_000
 """Images of at least this many pixels are read in bands: 256 MB of labels."""

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import tifffile
 
-from cellseg import label_bands
 from cellseg.core import CellsegError
 from cellseg.evaluate import evaluate, find_pairs, score_pairs
 from cellseg.images import read_labels
-from cellseg.label_bands import open_labels
 from cellseg.metrics import match, overlap, rules
 from cellseg.metrics.overlap import overlap_bands
 from cellseg.metrics.rules import band_rows, match_neurips_bands
+from cellseg.slides import bands as module
+from cellseg.slides.bands import open_labels
 
 HEIGHT, WIDTH = 101, 67
 LAYOUTS = ({}, {"tile": (32, 16)}, {"tile": (16, 48)}, {"rowsperstrip": 7}, {"rowsperstrip": HEIGHT})
@@ -25,8 +25,8 @@ LAYOUTS = ({}, {"tile": (32, 16)}, {"tile": (16, 48)}, {"rowsperstrip": 7}, {"ro
 @pytest.fixture
 def slides(monkeypatch):
     """Every image is large, and read eight rows at a time."""
-    monkeypatch.setattr(label_bands, "LARGE_PIXELS", 1)
-    monkeypatch.setattr(label_bands, "BAND_ROWS", 8)
+    monkeypatch.setattr(module, "LARGE_PIXELS", 1)
+    monkeypatch.setattr(module, "BAND_ROWS", 8)
     monkeypatch.setattr("cellseg.evaluate.BAND_ROWS", 8)
 
 
@@ -124,7 +124,7 @@ def test_details_from_bands_equal_those_of_the_whole(tmp_path, monkeypatch):
         tifffile.imwrite(tmp_path / folder / "a.tif", labels, compression="zlib", tile=(16, 16))
     pairs = find_pairs(tmp_path / "true", tmp_path / "pred")
     whole = score_pairs(pairs)[1]
-    monkeypatch.setattr(label_bands, "LARGE_PIXELS", 1)
+    monkeypatch.setattr(module, "LARGE_PIXELS", 1)
     monkeypatch.setattr("cellseg.evaluate.BAND_ROWS", 8)
     assert score_pairs(pairs)[1].equals(whole)
 
@@ -142,7 +142,7 @@ def test_no_band_is_higher_than_it_needs_to_be(rule, rows, slides, tmp_path, mon
         (tmp_path / folder).mkdir()
         tifffile.imwrite(tmp_path / folder / "a.tif", labels, compression="zlib", tile=(16, 16))
     sizes = []
-    read = label_bands.LabelFile.bands
+    read = module.LabelFile.bands
 
     def watched(self, *arguments):
         for band in read(self, *arguments):
@@ -151,15 +151,15 @@ def test_no_band_is_higher_than_it_needs_to_be(rule, rows, slides, tmp_path, mon
             yield band
 
     windows = []
-    read_window = label_bands.read_label_window
+    read_window = module.read_label_window
 
     def watched_window(path, rows, columns):
         windows.append(rows.stop - rows.start)
         return read_window(path, rows, columns)
 
-    monkeypatch.setattr(label_bands.LabelFile, "bands", watched)
-    monkeypatch.setattr(label_bands, "read_label_window", watched_window)
-    monkeypatch.setattr(label_bands, "read_labels", None)
+    monkeypatch.setattr(module.LabelFile, "bands", watched)
+    monkeypatch.setattr(module, "read_label_window", watched_window)
+    monkeypatch.setattr(module, "read_labels", None)
     evaluate(tmp_path / "true", tmp_path / "pred", rule=rule)
     assert max(sizes) == rows * WIDTH * 4
     assert sum(sizes) == 2 * HEIGHT * WIDTH * 4
@@ -170,7 +170,7 @@ def test_no_band_is_higher_than_it_needs_to_be(rule, rows, slides, tmp_path, mon
 
 
 def test_a_large_file_in_one_strip_is_decoded_whole_and_said(slides, tmp_path, monkeypatch):
-    monkeypatch.setattr("cellseg.windows.MAX_SEGMENT_BYTES", 1000)
+    monkeypatch.setattr("cellseg.slides.windows.MAX_SEGMENT_BYTES", 1000)
     true, _ = pair()
     tifffile.imwrite(tmp_path / "a.tif", true, compression="zlib", rowsperstrip=HEIGHT)
     with pytest.warns(UserWarning, match=r"a\.tif: cannot be read in parts.*tiled"):

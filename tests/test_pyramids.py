@@ -6,12 +6,21 @@ import numpy as np
 import pytest
 import zarr
 
-from cellseg.blocks import Region
 from cellseg.config import NormalizeConfig
 from cellseg.core import CellsegError
 from cellseg.images import normalize
-from cellseg.slides import Placement, has_regions, is_zarr, open_slide, placement, read_region, read_slide, slide_size
-from cellseg.windows import write_tiled
+from cellseg.slides.blocks import Region
+from cellseg.slides.pyramids import (
+    Placement,
+    has_regions,
+    is_zarr,
+    open_slide,
+    placement,
+    read_region,
+    read_slide,
+    slide_size,
+)
+from cellseg.slides.windows import write_tiled
 
 IMAGE = np.random.default_rng(0).integers(0, 60_000, (70, 90, 3)).astype(np.uint16)
 

@@ -1,8 +1,8 @@
 """Which images to annotate first: those a network is least sure of, and not all of one kind.
 
-Doubt is one minus a label-free criterion (:mod:`cellseg.criteria`). Annotating the most doubtful images alone would
-often mean annotating the same difficulty several times, so each further image must also look unlike those already
-chosen.
+Doubt is one minus a label-free criterion (:mod:`cellseg.label_free.criteria`). Annotating the most doubtful images
+alone would often mean annotating the same difficulty several times, so each further image must also look unlike those
+already chosen.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellseg.core import Image, Record
-from cellseg.criteria import CRITERIA, middle, zoom_of
 from cellseg.datasets.modality import describe
 from cellseg.datasets.windowed import load_view
 from cellseg.images import read_size
 from cellseg.instances import representation
+from cellseg.label_free.criteria import CRITERIA, middle, zoom_of
+from cellseg.label_free.views import Views, found_again, see
 from cellseg.predict import Segmenter
 from cellseg.scale import resize_image
-from cellseg.views import Views, found_again, see
 
 SURE = 0.75
 """A cell is drawn as sure when it is found again in at least this share of the views."""
@@ -59,7 +59,7 @@ class Doubt:
 
 
 def doubt(segmenter: Segmenter, name: str, path: Path, criterion: str) -> Doubt:
-    """Judge one image file by a criterion of :data:`cellseg.criteria.CRITERIA`; of a large one its middle."""
+    """Judge one image file by one of :data:`cellseg.label_free.criteria.CRITERIA`; of a large one its middle."""
     view = _view(segmenter, path)
     diameter = segmenter.estimate_diameter(view) or segmenter.about.get("diameter")
     diameter = float(diameter or segmenter.config.reference_diameter)

@@ -1,4 +1,4 @@
-"""What a worker does for :mod:`cellseg.farm`: begin an image, segment some of its blocks, finish it.
+"""What a worker does for :mod:`cellseg.farm.scheduling`: begin an image, segment some of its blocks, finish it.
 
 Every function takes plain data and leaves its results on disk, so any worker may do any part, twice if need be. The
 model is loaded once a process. What is done of blocks is skipped, so a task that was lost with its worker is done again
@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import cellseg
-from cellseg.blocks import Block
 from cellseg.config import PredictConfig
 from cellseg.core import CellsegError
 from cellseg.orders import Job, Order, Predicted, Scores, one_line
+from cellseg.slides.blocks import Block
 
 if TYPE_CHECKING:
     from cellseg.predict import Segmenter

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from skimage.segmentation import find_boundaries
 
 from cellseg.adapt_config import AdaptConfig
-from cellseg.blocks import Region
 from cellseg.config import ModelConfig
 from cellseg.core import CellsegError, Image, Labels, Record
 from cellseg.datasets.targets import Prepared, combine, near_cells
@@ -31,10 +30,11 @@ from cellseg.datasets.windowed import load_view
 from cellseg.files import write_text
 from cellseg.images import read_labels, write_labels
 from cellseg.instances.interface import renumber
+from cellseg.label_free.views import found_again, see
 from cellseg.predict import Segmenter
 from cellseg.progress import track
 from cellseg.scale import middle_of, resize_image, resize_labels, stable_zooms, zoom_for
-from cellseg.views import found_again, see
+from cellseg.slides.blocks import Region
 
 INDEX_NAME = "index.csv"
 

@@ -17,8 +17,8 @@ import torch
 from cellseg.batches import gather, told_diameters
 from cellseg.config import RunConfig
 from cellseg.core import CellsegError, Image, Record
-from cellseg.criteria import CRITERIA, Findings, Shown, count_cells, measure
 from cellseg.images import read_image, read_labels
+from cellseg.label_free.criteria import CRITERIA, Findings, Shown, count_cells, measure
 from cellseg.metrics import match
 from cellseg.predict import Segmenter
 

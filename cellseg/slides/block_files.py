@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from cellseg.blocks import Block, Region
 from cellseg.core import CellsegError, Labels
 from cellseg.files import atomic_path, write_text
 from cellseg.images import reading_file
-from cellseg.seams import Pieces
-from cellseg.windows import read_label_window, write_tiled
+from cellseg.slides.blocks import Block, Region
+from cellseg.slides.seams import Pieces
+from cellseg.slides.windows import read_label_window, write_tiled
 
 SUFFIX = ".blocks"
 """Ending of the folder beside the result."""

@@ -1,0 +1,1 @@
+"""Segment on many processes or machines through Dask."""
