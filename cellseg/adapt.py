@@ -38,7 +38,7 @@ from cellseg.models.wise import interpolate, mixed_distances
 from cellseg.predict import Segmenter, load
 from cellseg.progress import track
 from cellseg.resume import refuse_another
-from cellseg.rounds import Rounds, spot
+from cellseg.rounds import Rounds, first_taught, spot
 from cellseg.scale import scale_prior
 from cellseg.state import State
 from cellseg.train import Objective, fit, make_fabric, place
@@ -141,7 +141,7 @@ def _objective(run: RunConfig, teach: Teach | None, supervised: Sequence[Batches
     name = run.model.representation
 
     def objective(state: State, micro_step: int) -> tuple[torch.Tensor, Parts, Sequence[str]]:
-        lesson = teach(state, micro_step) if teach is not None else None
+        lesson = teach(state, micro_step) if teach is not None and state.step >= first_taught(run) else None
         labelled = [batch(micro_step).to(fabric.device) for batch in supervised]
         ids = [id for part in (lesson, *labelled) if part is not None for id in part.ids]
         images, target, weight = ([getattr(crops, part) for crops in labelled] for part in ("weak", "target", "weight"))
@@ -158,7 +158,10 @@ def _objective(run: RunConfig, teach: Teach | None, supervised: Sequence[Batches
             )
             return loss, parts | numbers, ids
         consistency, _ = representation_loss(mine, lesson.target, lesson.weight, name)
-        loss, parts = ramp(run, state.step) * consistency, {"consistency": consistency.detach(), **numbers}
+        loss, parts = (
+            ramp(run, state.step - first_taught(run)) * consistency,
+            {"consistency": consistency.detach(), **numbers},
+        )
         if labelled:
             known, named = representation_loss(rest, _join(target), _join(weight), name)
             loss, parts = loss + known, parts | named
@@ -182,7 +185,7 @@ def _foregrounds(maps: torch.Tensor, lesson: Lesson, name: str) -> Parts:
 
 
 def ramp(run: RunConfig, step: int) -> float:
-    """Weight of the consistency loss, ``λ exp(−5 (1 − min(t/T, 1))²)`` (Laine & Aila, ICLR 2017)."""
+    """Weight of the consistency loss, ``λ exp(−5 (1 − min(t/T, 1))²)``, t steps on (Laine & Aila, ICLR 2017)."""
     if run.adapt.ramp_steps == 0:
         return run.adapt.consistency_weight
     left = 1 - min(step / run.adapt.ramp_steps, 1)

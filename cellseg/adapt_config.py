@@ -21,6 +21,9 @@ class AdaptConfig(BaseModel):
     """Unlabelled crops a micro-batch; ``train.batch_size`` counts the labelled ones, where there are any."""
     replay: float = Field(0.5, ge=0, lt=1)
     """Share of a micro-batch that comes from ``data.replay``, where that names images."""
+    labels_first: float = Field(0.0, ge=0, lt=1)
+    """Share of the updates in which the labelled images, where there are any, are learned without the unlabelled ones:
+    a network that knows some labels makes better ones."""
     diameter: Annotated[float, Field(gt=0)] | Literal["auto", "index"] = "auto"
     """Cell diameter of unlabelled images: a number, the teacher's own estimate, or the index."""
     round_steps: int = Field(200, ge=1)

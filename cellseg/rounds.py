@@ -73,14 +73,15 @@ class Rounds:
         Stopped
             If not one cell of any image is kept.
         """
-        number = 0 if self.run.adapt.teacher == "frozen" else state.step // self.run.adapt.round_steps
+        since = state.step - first_taught(self.run)
+        number = 0 if self.run.adapt.teacher == "frozen" else since // self.run.adapt.round_steps
         if number != self._number or self._batch is None:
             self._number, self._batch = number, self._open(number, state)
         return self._batch(micro_step)
 
     def _open(self, number: int, state: State) -> Callable[[int], Crops]:
         folder = self.out / "pseudo" / f"round-{number}"
-        if state.step == number * self.run.adapt.round_steps:
+        if state.step == first_taught(self.run) + number * self.run.adapt.round_steps:
             if self.fabric.is_global_zero:
                 self._make(folder, number, state)
             self.fabric.barrier()
@@ -99,6 +100,8 @@ class Rounds:
 
     def _make(self, folder: Path, number: int, state: State) -> None:
         teacher = state.averaged.model if state.averaged is not None else state.student.module
+        if self.run.adapt.teacher == "frozen":
+            teacher = self.start.model
         was_training = teacher.training
         segmenter = Segmenter(teacher.eval(), self.run.model, self.run.predict, self.fabric.device, self.start.about)
         write_round(folder, segmenter, self.records, self.run.adapt, f"round {number}: labelling images")
@@ -120,6 +123,11 @@ class Rounds:
             balance=self.run.data.balance,
             prepare=partial(_prepare, self.run, folder, records, rows),
         )
+
+
+def first_taught(run: RunConfig) -> int:
+    """Return the step from which unlabelled images are learned: 0 where there are no labelled ones to go first."""
+    return round(run.adapt.labels_first * run.train.steps) if run.data.train else 0
 
 
 def _prepare(run: RunConfig, folder: Path, records: Sequence[Record], rows: Sequence[Row], number: int) -> Prepared:

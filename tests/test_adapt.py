@@ -105,17 +105,20 @@ def test_pseudo_labels_are_made_each_round_and_watched(index, teacher, tmp_path)
 
 @pytest.mark.parametrize(("round_steps", "save_every", "dies"), [(2, 2, 3), (3, 2, 3), (3, 1, 2), (4, 2, 3)])
 @pytest.mark.parametrize(
-    ("labelled", "method"), [(False, "mixed"), (True, "pseudo")], ids=["label-free", "semi-supervised"]
+    ("labelled", "method", "first"),
+    [(False, "mixed", 0.0), (True, "pseudo", 0.0), (True, "mixed", 0.25)],
+    ids=["label-free", "semi-supervised", "labels first"],
 )
 def test_a_run_that_died_goes_on_bit_for_bit(
-    index, teacher, tmp_path, monkeypatch, round_steps, save_every, dies, labelled, method
+    index, teacher, tmp_path, monkeypatch, round_steps, save_every, dies, labelled, method, first
 ):
     from cellseg import train as loop
 
     data = {"replay": [{"index": str(index), "ids": ["0"]}]}
     data |= {"train": [{"index": str(index), "ids": ["0"]}]} if labelled else {}
     settings = {"save_every": save_every, "l2sp_alpha": 0.01}
-    run = make_run(index, teacher, data=data, train=settings, round_steps=round_steps, cutmix=0.5, method=method)
+    adaptation = {"round_steps": round_steps, "cutmix": 0.5, "method": method, "labels_first": first}
+    run = make_run(index, teacher, data=data, train=settings, **adaptation)
     whole = adapt(run, tmp_path / "whole", device="cpu")
     original = loop.update
 
@@ -269,6 +272,32 @@ def test_the_teacher_of_a_round_is_the_average_of_that_moment(index, teacher, tm
     teachers.clear()
     adapt(make_run(index, teacher, teacher="frozen"), tmp_path / "frozen", device="cpu")
     assert len(teachers) == 1
+
+
+@pytest.mark.parametrize(("made_by", "moved"), [("ema", True), ("frozen", False)])
+def test_labels_are_guessed_once_the_true_ones_are_learned(index, teacher, tmp_path, monkeypatch, made_by, moved):
+    from cellseg import rounds
+
+    teachers = []
+    original = rounds.write_round
+
+    def write_round(folder, segmenter, *rest):
+        teachers.append({name: value.clone() for name, value in segmenter.model.state_dict().items()})
+        return original(folder, segmenter, *rest)
+
+    monkeypatch.setattr(rounds, "write_round", write_round)
+    data = {"train": [{"index": str(index), "ids": ["0"]}]}
+    adapt(make_run(index, teacher, data=data, labels_first=0.5, teacher=made_by), tmp_path, device="cpu")
+    assert [path.name for path in (tmp_path / "pseudo").iterdir()] == ["round-0"]
+    assert [("pseudo_cells" in line) for line in log(tmp_path) if "loss" in line] == [False, False, True, True]
+    assert len(teachers) == 1
+    assert equal(teachers[0], weights(teacher)) != moved
+
+
+def test_without_labels_none_go_first(index, teacher, tmp_path):
+    adapt(make_run(index, teacher, labels_first=0.5), tmp_path / "asked", device="cpu")
+    adapt(make_run(index, teacher), tmp_path / "usual", device="cpu")
+    assert equal(weights(tmp_path / "asked"), weights(tmp_path / "usual"))
 
 
 def test_a_network_that_collapses_stops_and_the_start_is_kept(index, teacher, tmp_path):
