@@ -81,14 +81,16 @@ real: setup ## DSB2018 to LIVECell on the small real samples (an hour and more o
 	done; \
 	$(CELLSEG) table experiments/tables/real.toml
 
-experiments: setup ## The rows of the comparison tables; resumes: make experiments HOURS=3, EXP=n5_plain, EXP=n5_plain RERUN=1
+experiments: setup ## The rows of the comparison tables; resumes: make experiments HOURS=3, EXP=n5_plain, SEEDS=0, EXP=n5_plain RERUN=1
 	@if [ ! -d $(SHARED) ]; then echo "make experiments: skipped, the real samples are not in $(SHARED)"; exit 0; fi; \
 	set -e; \
 	$(CELLSEG) prepare livecell --root $(SHARED)/livecell --out data/prepared/livecell; \
 	for set in dsb2018 ctc_dic_c2dh_hela ctc_fluo_n2dl_hela ctc_phc_c2dl_psc neurips2022_weak; do \
 	  $(CELLSEG) prepare folder --root $(SHARED)/$$set --out data/prepared/$$set; \
 	done; \
-	$(BIN)/python experiments/run_all.py $(if $(HOURS),--hours $(HOURS)) $(if $(filter command line,$(origin EXP)),--only $(EXP)) $(if $(RERUN),--rerun); \
+	$(CELLSEG) prepare synthetic --seed 101 --lines SynFluo,SynPhase,SynSheet \
+	  --root data/synthetic_replay --out data/prepared/synthetic_replay; \
+	$(BIN)/python experiments/run_all.py $(if $(HOURS),--hours $(HOURS)) $(if $(filter command line,$(origin EXP)),--only $(EXP)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(RERUN),--rerun); \
 	$(BIN)/python experiments/archive.py
 
 paper: setup ## The runs that need the full LIVECell and NeurIPS sets (make data, make preprocess), then the tables; resumes

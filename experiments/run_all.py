@@ -1,9 +1,9 @@
-"""Run the rows of the comparison tables: ``make experiments``, ``HOURS=3``, ``EXP=n5_plain``, ``EXP=n5_plain RERUN=1``.
+"""Run the rows of the comparison tables: ``make experiments``, ``HOURS=3``, ``EXP=n5_plain``, ``SEEDS=0``.
 
 The rows are those of ``tables/rows_*.toml``, in that order, three seeds each; a row's run file is ``rows/<run>.toml``.
 What a row starts from is run before it. Everything resumes: finished runs are passed over, and within HOURS a row is
-only begun if all its seeds can be expected to fit. RERUN makes a row again beside
-the committed one and compares the two.
+only begun if all its seeds can be expected to fit. ``EXP=n5_plain RERUN=1`` makes a row again beside the committed one
+and compares the two.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from archive import RESULTS, RUNS, TABLES, unpack
@@ -40,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--hours", type=float, default=math.inf, help="begin no row that would not fit")
     parser.add_argument("--only", metavar="ROW", help="this row alone")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, choices=SEEDS, help="these seeds alone")
     parser.add_argument("--rerun", action="store_true", help="make ROW again and compare it with the committed one")
     arguments = parser.parse_args()
     if arguments.rerun:
@@ -47,7 +49,7 @@ def main() -> None:
             raise CellsegError("RERUN=1 wants the row to make again: EXP=n5_plain RERUN=1")
         sys.exit(0 if rerun(arguments.only) else 1)
     rows = [arguments.only] if arguments.only else rows_in_order()
-    sys.exit(1 if run_rows(rows, arguments.hours) else 0)
+    sys.exit(1 if run_rows(rows, arguments.hours, arguments.seeds) else 0)
 
 
 def rows_in_order() -> list[str]:
@@ -55,11 +57,11 @@ def rows_in_order() -> list[str]:
     return list(dict.fromkeys(row.run for name in ORDER for row in read_table(TABLES / f"{name}.toml").row))
 
 
-def run_rows(rows: list[str], hours: float) -> list[str]:
+def run_rows(rows: list[str], hours: float, seeds: Sequence[int] = SEEDS) -> list[str]:
     """Finish rows one after the other; return what failed."""
     began, spent, failed = time.monotonic(), list[float](), list[str]()
     for place, row in enumerate(rows):
-        missing = [seed for seed in SEEDS if not is_scored(RUNS / row / f"s{seed}")]
+        missing = [seed for seed in seeds if not is_scored(RUNS / row / f"s{seed}")]
         left = 3600 * hours - (time.monotonic() - began)
         if missing and left <= (statistics.fmean(spent) if spent else 0) * len(missing):
             print(f"{hours:g} hours: {len(rows) - place} rows are left, from {row} on; the same command goes on there")

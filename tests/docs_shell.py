@@ -79,12 +79,13 @@ def shrink_and_mirror():
     import dataclasses
     from functools import partial
 
-    from cellseg.datasets import download, synthetic, synthetic_neurips
+    from cellseg.datasets import download, made_up, synthetic, synthetic_neurips
 
     size = (96, 128)
     synthetic.write_synthetic = partial(
         synthetic.write_synthetic, n_train=4, n_val=1, n_test=2, n_unlabelled=1, size=size
     )
+    made_up.EACH, made_up.write_synthetic = 1, synthetic.write_synthetic
     synthetic_neurips.write_synthetic_neurips = partial(
         synthetic_neurips.write_synthetic_neurips,
         n_train=5, n_weak=1, n_tuning=2, n_test=2, n_unlabelled=2, size=size, slide=None,

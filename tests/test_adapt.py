@@ -3,6 +3,8 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -220,11 +222,33 @@ def test_of_an_index_that_is_divided_the_training_images_are_replayed(index, tea
         [replace(record, split=split) for record, split in zip(records, ("train", "test", "train"), strict=True)],
     )
     for path, split in ((divided, "train"), (index, None)):
-        run = _folder_run(images, None, path, str(teacher), tmp_path / "out", [])
+        run = _folder_run(images, None, str(path), str(teacher), tmp_path / "out", [])
         assert [(one.index, one.split) for one in run.data.replay] == [(str(path), split)]
         assert run.train.regularizer.kind == "none"
     alone = _folder_run(images, None, None, str(teacher), tmp_path / "out", [])
     assert (alone.train.regularizer.kind, alone.train.regularizer.alpha) == ("l2sp", 0.003)
+
+
+def test_the_shipped_teacher_is_kept_in_mind_by_made_up_images(index, teacher, tmp_path, monkeypatch):
+    from cellseg.cli.training import _folder_run
+    from cellseg.datasets import made_up
+
+    monkeypatch.setattr(made_up, "EACH", 1)
+    monkeypatch.setattr(made_up, "write_synthetic", partial(made_up.write_synthetic, size=(64, 64)))
+    images = tmp_path / "images"
+    images.mkdir()
+    shutil.copy(index.parent / "0.tif", images / "a.tif")
+    out = tmp_path / "out"
+    run = _folder_run(images, None, None, None, out, [])
+    assert run.train.regularizer.kind == "none"
+    (replayed,) = run.data.replay
+    assert [record.group for record in read_index(Path(replayed.index))] == ["SynFluo", "SynPhase", "SynSheet"]
+    assert all(record.has_labels for record in read_index(Path(replayed.index)))
+    written = (out / "made_up" / "index.csv").stat().st_mtime_ns
+    assert _folder_run(images, None, "made-up", str(teacher), out, []).data.replay == run.data.replay
+    assert (out / "made_up" / "index.csv").stat().st_mtime_ns == written
+    run = _folder_run(images, None, "none", None, out, [])
+    assert (run.data.replay, run.train.regularizer.kind) == ((), "l2sp")
 
 
 def test_replayed_images_have_views_of_their_own(index, teacher, monkeypatch):

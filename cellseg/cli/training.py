@@ -42,7 +42,11 @@ def adapt(  # noqa: PLR0913 (options of a command line)
     images: Annotated[Path | None, typer.Option(help="Folder of unlabelled images.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Folder of label images for some of them.")] = None,
     replay: Annotated[
-        Path | None, typer.Option(help="Index of labelled images the model knows, to be kept in mind: index.csv.")
+        str | None,
+        typer.Option(
+            help="What keeps in mind what the model knows: an index.csv of labelled images of it; 'made-up' images, "
+            "the default with the shipped teacher; or 'none', the default with other models."
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Run folder or weights file to start from; by default the shipped teacher.")
@@ -122,16 +126,22 @@ def _run_folder(config: Path, seed: int) -> Path:
     return RUNS / config.stem / f"s{seed}"
 
 
-def _replayed(index: Path) -> dict[str, str]:
+def _replayed(replay: str, out: Path) -> list[dict[str, str]]:
     """Select the training images of an index, or all of one that is not divided: scores elsewhere are to stay clean."""
+    if replay == "none":
+        return []
+    if replay == "made-up":
+        from cellseg.datasets.made_up import prepare_made_up
+
+        return [{"index": str(prepare_made_up(out / "made_up"))}]
     from cellseg.datasets.index import read_index
 
-    divided = any(record.split == "train" for record in read_index(index))
-    return {"index": str(index)} | ({"split": "train"} if divided else {})
+    divided = any(record.split == "train" for record in read_index(Path(replay)))
+    return [{"index": replay} | ({"split": "train"} if divided else {})]
 
 
 def _folder_run(
-    images: Path, labels: Path | None, replay: Path | None, model: str | None, out: Path, overrides: list[str]
+    images: Path, labels: Path | None, replay: str | None, model: str | None, out: Path, overrides: list[str]
 ) -> RunConfig:
     """Index the user's folder and make a run of defaults that suit a laptop."""
     from cellseg.checkpoint import load_weights, resolve_weights
@@ -141,18 +151,19 @@ def _folder_run(
 
     init = TEACHER if model is None or model == TEACHER else str(resolve_weights(model))
     _, config, _ = load_weights(init)
+    replayed = _replayed(replay or ("made-up" if init == TEACHER else "none"), out)
     index = str(prepare_folder(images, out / "data", labels=labels))
     values: dict[str, Any] = {
         "model": config.model_dump(),
         "train": {"init": init, "steps": 400, "batch_size": 6, "crop_size": 192, "lr": 5e-4, "warmup_steps": 30}
         | {"weight_decay": 0.0, "ema": 0.99, "validate_every": 40, "save_every": 40}
-        | ({} if replay else {"regularizer": {"kind": "l2sp", "alpha": 0.003}})
+        | ({} if replayed else {"regularizer": {"kind": "l2sp", "alpha": 0.003}})
         | ({"freeze_norm_statistics": True} if config.norm == "batch" else {}),
         "adapt": {"batch_size": 6, "round_steps": 140},
         "data": {
             "unlabelled": [{"index": index}],
             "train": [{"index": index}] if labels else [],
-            "replay": [_replayed(replay)] if replay else [],
+            "replay": replayed,
         },
     }
     for override in overrides:
