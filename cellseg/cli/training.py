@@ -155,11 +155,12 @@ def _folder_run(
     index = str(prepare_folder(images, out / "data", labels=labels))
     values: dict[str, Any] = {
         "model": config.model_dump(),
-        "train": {"init": init, "steps": 400, "batch_size": 6, "crop_size": 192, "lr": 5e-4, "warmup_steps": 30}
+        "train": {"init": init, "batch_size": 6, "crop_size": 192, "warmup_steps": 30}
+        | ({"steps": 600, "lr": 1e-3} if labels else {"steps": 400, "lr": 5e-4})
         | {"weight_decay": 0.0, "ema": 0.99, "validate_every": 40, "save_every": 40}
         | ({} if replayed else {"regularizer": {"kind": "l2sp", "alpha": 0.003}})
         | ({"freeze_norm_statistics": True} if config.norm == "batch" else {}),
-        "adapt": {"batch_size": 6, "round_steps": 140},
+        "adapt": {"batch_size": 6, "round_steps": 140} | ({"labels_first": 0.4, "replay": 0.3} if labels else {}),
         "data": {
             "unlabelled": [{"index": index}],
             "train": [{"index": index}] if labels else [],
