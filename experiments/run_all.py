@@ -126,20 +126,31 @@ def cellseg(*arguments: str) -> None:
 
 
 def borrow_training(config: RunConfig, folder: Path, seed: int) -> None:
-    """Take the training of a finished run that differs in ``adapt.wise`` alone: WiSE-FT mixes weights afterwards."""
-    if config.adapt.wise is None or folder.exists():
+    """Take the training of a finished run that differs in what is done afterwards alone; see :func:`learned`."""
+    if config == learned(config) or folder.exists():
         return
-    unmixed = config.model_copy(update={"adapt": config.adapt.model_copy(update={"wise": None})})
     for home in (path.parent for path in sorted(RUNS.glob(f"*/s{seed}/config.json"))):
-        if (home / SUMMARY_NAME).is_file() and read_run(home / "config.json") == unmixed:
+        if (home / SUMMARY_NAME).is_file() and read_run(home / "config.json") == learned(config):
             folder.mkdir(parents=True)
             for name in (STATE_NAME, SUMMARY_NAME, LOG_NAME):
                 shutil.copy(home / name, folder)
             model, network, about = load_weights(home)
-            about.pop("scale_prior", None)  # looked for again with the mixed weights
+            if config.adapt.wise is not None:
+                about.pop("scale_prior", None)  # looked for again with the mixed weights
             save_weights(folder / WEIGHTS_NAME, model, network, about)
             write_text(folder / "config.json", config.model_dump_json(indent=2))
             return
+
+
+def learned(config: RunConfig) -> RunConfig:
+    """Return a configuration without what comes after training: WiSE-FT's mixing, and the views of scored images.
+
+    Labels are guessed and criteria computed from views of their own; only validation sees those of ``predict.tta``.
+    """
+    plain = {"adapt": config.adapt.model_copy(update={"wise": None})}
+    if not config.data.val:
+        plain["predict"] = config.predict.model_copy(update={"tta": False})
+    return config.model_copy(update=plain)
 
 
 def borrow_start(config: RunConfig, folder: Path) -> None:

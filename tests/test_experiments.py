@@ -221,7 +221,22 @@ def test_wise_takes_the_training_of_the_same_run_without_it(tiny, tmp_path, monk
     for (name, value), other in zip(weights(own).items(), weights(borrowed).values(), strict=True):
         assert np.array_equal(value, other), name
     run_all.borrow_training(plain, tmp_path / "other/s0", 0)
-    assert not (tmp_path / "other").exists()  # only wise borrows
+    assert not (tmp_path / "other").exists()  # what has nothing done afterwards is trained
+
+
+@pytest.mark.slow
+def test_more_views_take_the_training_of_the_same_run_without_them(tiny, tmp_path, monkeypatch):
+    plain = tiny[0]
+    views = plain.model_copy(update={"predict": plain.predict.model_copy(update={"tta": True})})
+    monkeypatch.setattr(run_all, "RUNS", tmp_path)
+    whole = adapt(plain, tmp_path / "plain/s0", device="cpu")
+    run_all.borrow_training(views, tmp_path / "views/s0", 0)
+    borrowed = adapt(views, tmp_path / "views/s0", resume=True, device="cpu")
+    assert load_config_of(tmp_path / "views/s0") == views
+    assert all(np.array_equal(value, weights(borrowed)[name]) for name, value in weights(whole).items())
+    watched = views.model_copy(update={"data": views.data.model_copy(update={"val": views.data.train})})
+    run_all.borrow_training(watched, tmp_path / "watched/s0", 0)
+    assert not (tmp_path / "watched").exists()  # validation would have seen other labels
 
 
 def load_config_of(folder):
