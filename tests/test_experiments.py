@@ -30,7 +30,15 @@ import run_all  # noqa: E402
 
 ROWS = sorted((ROOT / "rows").glob("*.toml"))
 RUN_FILES = [*sorted(ROOT.glob("*.toml")), *ROWS]
-SETS = ("dsb2018", "livecell", "ctc_phc_c2dl_psc", "ctc_dic_c2dh_hela", "ctc_fluo_n2dl_hela", "neurips2022_weak")
+SETS = (
+    "dsb2018",
+    "livecell",
+    "ctc_phc_c2dl_psc",
+    "ctc_dic_c2dh_hela",
+    "ctc_fluo_n2dl_hela",
+    "neurips2022_weak",
+    "synthetic_replay",
+)
 
 
 # ---- run files
