@@ -296,12 +296,17 @@ def _judge(run: RunConfig, watched: Sequence[Record], start: Segmenter) -> Judge
     validation = validation_of(run)
     if not watched:
         return validation
-    key = {"auto": VAL_F1 if validation is not None else "consensus", "last": ""}.get(
-        run.adapt.criterion, run.adapt.criterion
-    )
+    key = {"auto": _usual_key(run), "last": ""}.get(run.adapt.criterion, run.adapt.criterion)
     images = [load_view(record, run.model) for record in watched]
     diameters = find_diameters(start, watched, run.adapt.diameter)
     return Watch(images, diameters, key, run.adapt.patience, validation, run.adapt.least_gain)
+
+
+def _usual_key(run: RunConfig) -> str:
+    """Let labels decide where there are any: a network may find twice as many true cells and be less sure of them."""
+    if run.data.val:
+        return VAL_F1
+    return "" if run.data.train else "consensus"
 
 
 def _conclude(run: RunConfig, out: Path, judge: Judge | None, start: Segmenter) -> None:

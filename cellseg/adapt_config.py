@@ -48,7 +48,8 @@ class AdaptConfig(BaseModel):
     """Unlabelled images, evenly over groups, on which the label-free criteria are computed; 0 watches none."""
     criterion: Literal["auto", "flips", "scales", "cycle", "confidence", "consensus", "last"] = "auto"
     """What picks the weights that are handed out, the start among them: a label-free criterion, the last step,
-    or (auto) validation F1 where ``data.val`` names images and ``consensus`` where not."""
+    or (auto) validation F1 where ``data.val`` names images, the last step where ``data.train`` does, else
+    ``consensus``."""
     least_gain: float = Field(0.1, ge=0, lt=1)
     """The start is kept unless a label-free criterion gains this share of what it lacks of 1."""
     patience: int = Field(4, ge=0)

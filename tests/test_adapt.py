@@ -251,6 +251,15 @@ def test_the_shipped_teacher_is_kept_in_mind_by_made_up_images(index, teacher, t
     assert (run.data.replay, run.train.regularizer.kind) == ((), "l2sp")
 
 
+def test_who_chooses_the_weights_unless_told(index, teacher):
+    labelled = [{"index": str(index), "ids": ["0"]}]
+    keys = [
+        module._usual_key(make_run(index, teacher, data=data))
+        for data in ({}, {"train": labelled}, {"train": labelled, "val": labelled}, {"val": labelled})
+    ]
+    assert keys == ["consensus", "", "val_f1", "val_f1"]
+
+
 def test_replayed_images_have_views_of_their_own(index, teacher, monkeypatch):
     views = []
     monkeypatch.setattr(module, "crops", lambda run, *_: views.append(run.augment) or [])
