@@ -1,8 +1,8 @@
 """Draw the figures of the experiments from the committed CSVs: ``make figures``.
 
 ``results/frontier.png``: target F1 against source F1, along the strength of L2-SP, the share of WiSE-FT, the share of
-replay and the length of training. ``results/steps.png``: distance from the start and F1 over steps, of the runs without
-labels. What was not run is left out of a picture; a picture without a point is not drawn.
+replay, what labels first adds, and the length of training. ``results/steps.png``: distance from the start and F1 over
+steps, of the runs without labels. What was not run is left out of a picture; one without a point is not drawn.
 """
 
 from __future__ import annotations
@@ -30,6 +30,12 @@ FRONTIER = {
         (PLAIN, ""),
     ],
     "replay, share": [(PLAIN, "plain fine-tuning"), ("Replay, 10 %", ".1"), ("Replay, 50 %", ".5")],
+    "replay of made-up images, share": [(PLAIN, ""), ("Replay of made-up images, 30 %", ".3")],
+    "labels first": [
+        ("Replay, 20 %, 700 steps", "none unlabelled"),
+        ("Ours, labels first, 700 steps", "ours"),
+        ("… six views", "six views"),
+    ],
     "steps": [(START, ""), *((f"Ended after {n} steps", str(n)) for n in (50, 100, 200)), (PLAIN, "")],
 }
 """Of every line of the frontier the rows of ``rows_five`` in order, and what is written beside each, once a point."""
