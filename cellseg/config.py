@@ -235,7 +235,7 @@ class PredictConfig(Strict):
     median of the labelled training images of the index that names the image (index)."""
     tta: bool = False
     """Average the four flips and the two neighbouring scales: a little better, seven times as slow."""
-    min_size: int = Field(10, ge=0)
+    min_size: int = Field(30, ge=0)
     """Cells of fewer pixels are dropped, counted where a typical cell has the network's ``reference_diameter``."""
     batch_size: int | None = Field(None, ge=1)
     """Windows that the network sees at once; by default one on a CPU, eight on a GPU; halved where memory ends."""

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from scipy import spatial
 
-from cellseg.config import ModelConfig, PredictConfig, Selection
+from cellseg.config import ModelConfig, Selection
 from cellseg.core import Counts, Labels
 from cellseg.datasets.folder import prepare_folder
 from cellseg.datasets.index import select
@@ -42,6 +42,7 @@ THRESHOLDS = (0.5, 0.75, 0.9)
 COLUMNS = [f"F1@{threshold:g}" for threshold in THRESHOLDS]
 REPRESENTATIONS = ("flow", "distance", "boundary")
 SCALES = ("native", "network")
+MIN_SIZE = 10
 
 SYNTHETIC = {
     "round": (12, 0, 0.0, 27, 200, (520, 704)),
@@ -113,7 +114,7 @@ def round_trip(labels: Labels, name: str, scale: str) -> tuple[tuple[Counts, ...
     if zoom < 1:  # as predict does: maps of shrunken images are enlarged before they are decoded
         maps = np.stack([cv2.resize(map_, (width, height), interpolation=cv2.INTER_LINEAR) for map_ in maps])
     resized = time.perf_counter()
-    decoded = module.decode(maps, min_size=round(PredictConfig().min_size / min(zoom, 1) ** 2))
+    decoded = module.decode(maps, min_size=round(MIN_SIZE / min(zoom, 1) ** 2))
     done = time.perf_counter()
     counts = match(labels, resize_labels(decoded, labels.shape), THRESHOLDS)
     return counts, 1e3 * (encoded - began), 1e3 * (done - resized)
@@ -185,7 +186,7 @@ def render(table: pd.DataFrame, missing: Sequence[str]) -> str:
         f"Synthetic sets are disks and bent strips, seeds {', '.join(map(str, SEEDS))}; real sets are small samples, "
         "not comparable with published figures.",
         "ms: median over images of one run on one core of a shared machine; an order of magnitude.",
-        f"min_size {PredictConfig().min_size} (at the network's scale where that is shown). "
+        f"min_size {MIN_SIZE} (at the network's scale where that is shown). "
         f"Revision {', '.join(sorted(set(table['revision'])))}; "
         f"Python {platform.python_version()}, {packages}.",
         *([f"Kept from an earlier run, samples absent: {', '.join(kept)}."] if kept else []),

@@ -65,7 +65,9 @@ def test_a_diameter_that_is_none_is_refused(truth, diameter):
 
 
 def test_the_diameter_of_an_index_is_to_be_told(truth):
-    by_index = dataclasses.replace(segmenter(truth, reference=24.0), settings=PredictConfig(diameter="index"))
+    by_index = dataclasses.replace(
+        segmenter(truth, reference=24.0), settings=PredictConfig(diameter="index", min_size=10)
+    )
     image = np.eye(40, 60, dtype=np.uint8)
     with pytest.raises(CellsegError, match=r"predict\.diameter = 'index': an image alone has no index; give its"):
         by_index.segment(image)

@@ -94,7 +94,7 @@ def compare(weights: Path, given: dict[str, np.ndarray], said: dict[str, np.ndar
     """Compare all maps of one weights file."""
     two, _, _ = read_cellpose(weights, channels=(1, 2))
     grey, config, about = read_cellpose(weights)
-    segmenter = Segmenter(grey, config, PredictConfig(), torch.device("cpu"), about)
+    segmenter = Segmenter(grey, config, PredictConfig(min_size=10), torch.device("cpu"), about)
     normal, large = (normalize(given[key], config.normalize) for key in ("grey", "large"))
     with torch.inference_mode():
         image = torch.from_numpy(given["image"].transpose(2, 0, 1)[None])
