@@ -85,6 +85,7 @@ def draw_frontier(results: Path) -> bool:
             axes.annotate(word, (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7, color=colour)
     axes.set(xlabel="source F1@.5 (DSB2018, 64 images)", ylabel="target F1@.5 (LIVECell sample, 8 images)")
     axes.set_title("Five labelled images: what is gained against what is kept (mean of seeds)", fontsize=10)
+    axes.margins(x=0.1)
     axes.legend(frameon=False)
     _save(figure, results / "frontier.png")
     return True
