@@ -123,7 +123,7 @@ def facts_of(past: list[tuple[Path, RunConfig]]) -> dict[str, Any]:
         "parameters": load_weights(run)[0].state_dict(),
         "model": config.model,
         "mixed": any("mixed" in told for told in summaries),
-        "settings": f"Predicted with {words}, which are not the defaults." if words else "",
+        "settings": f"Predicted with {words}, not the default." if words else "",
         "datasets": [PUBLISHABLE[name] for name in datasets],
     }
 
