@@ -133,6 +133,7 @@ def _replayed(replay: str, out: Path) -> list[dict[str, str]]:
     if replay == "made-up":
         from cellseg.datasets.made_up import prepare_made_up
 
+        say(f"made-up images are replayed, so that less is forgotten; they lie in {out / 'made_up'}")
         return [{"index": str(prepare_made_up(out / "made_up"))}]
     from cellseg.datasets.index import read_index
 
