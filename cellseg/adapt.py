@@ -158,10 +158,8 @@ def _objective(run: RunConfig, teach: Teach | None, supervised: Sequence[Batches
             )
             return loss, parts | numbers, ids
         consistency, _ = representation_loss(mine, lesson.target, lesson.weight, name)
-        loss, parts = (
-            ramp(run, state.step - first_taught(run)) * consistency,
-            {"consistency": consistency.detach(), **numbers},
-        )
+        loss = ramp(run, state.step - first_taught(run)) * consistency
+        parts = {"consistency": consistency.detach(), **numbers}
         if labelled:
             known, named = representation_loss(rest, _join(target), _join(weight), name)
             loss, parts = loss + known, parts | named
@@ -185,7 +183,7 @@ def _foregrounds(maps: torch.Tensor, lesson: Lesson, name: str) -> Parts:
 
 
 def ramp(run: RunConfig, step: int) -> float:
-    """Weight of the consistency loss, ``λ exp(−5 (1 − min(t/T, 1))²)``, t steps on (Laine & Aila, ICLR 2017)."""
+    """Weight of the consistency loss, ``λ exp(−5 (1 − min(t/T, 1))²)`` (Laine & Aila, ICLR 2017), by its own step t."""
     if run.adapt.ramp_steps == 0:
         return run.adapt.consistency_weight
     left = 1 - min(step / run.adapt.ramp_steps, 1)

@@ -269,6 +269,9 @@ def test_rows_are_begun_only_while_they_fit(monkeypatch, capsys):
     # a and b have two seeds to make; c would end after 7,000 s of 7,200; d would not
     assert done == [(row, seed) for row, seeds in (("a", (1, 2)), ("b", (0, 2)), ("c", (0, 1, 2))) for seed in seeds]
     assert "1 rows are left, from d on" in capsys.readouterr().out
+    done.clear()
+    assert run_all.run_rows(["a", "b"], hours=99.0, seeds=[0, 2]) == []
+    assert done == [("a", 2), ("b", 0), ("b", 2)]
 
 
 def test_a_failed_run_is_named_and_the_next_is_made(monkeypatch, capsys):
