@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
-from cellseg.config import ModelConfig
+from cellseg.config import ModelConfig, PredictConfig
 from cellseg.core import CellsegError
 from cellseg.digests import sha256_of
 from cellseg.files import atomic_path
@@ -93,10 +93,14 @@ def _check_content(path: Path, checksum: Any, content: Any, advice: str) -> None
 
 
 def _check_about(about: Any) -> dict[str, Any]:
-    """Return the facts about a training; raises ValueError where they are no table or the diameter is none."""
+    """Return the facts about a training; raises ValueError where they are no table, or one is no sense."""
     diameter = about.get("diameter") if isinstance(about, Mapping) else math.nan
     if diameter is not None and not (isinstance(diameter, int | float) and 0 < diameter < math.inf):
         raise ValueError(f"diameter = {diameter!r}")
+    rule = about.get("decoding", {})
+    if not isinstance(rule, Mapping) or not set(rule) <= {"foreground", "min_score"} or None in rule.values():
+        raise ValueError(f"decoding = {rule!r}")
+    PredictConfig(**rule)  # raises ValueError where a number is out of range
     return dict(about)
 
 

@@ -237,6 +237,10 @@ class PredictConfig(Strict):
     """Average the four flips and the two neighbouring scales: a little better, seven times as slow."""
     min_size: int = Field(30, ge=0)
     """Cells of fewer pixels are dropped, counted where a typical cell has the network's ``reference_diameter``."""
+    foreground: float | None = Field(None, gt=0, lt=1)
+    """A pixel may belong to a cell where its probability exceeds this; by default as the weights say, else 0.5."""
+    min_score: float | None = Field(None, ge=0, le=1)
+    """Cells of a lower mean probability are dropped; by default as the weights say, else none."""
     batch_size: int | None = Field(None, ge=1)
     """Windows that the network sees at once; by default one on a CPU, eight on a GPU; halved where memory ends."""
     precision: Literal["auto", "bf16", "fp16", "off"] = "auto"

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import platform
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,12 +25,13 @@ from cellseg.checkpoint import load_weights
 from cellseg.confidences import mean_inside
 from cellseg.config import ModelConfig, PredictConfig
 from cellseg.core import CellsegError, Image, Labels
-from cellseg.halving import Most, ran_out
+from cellseg.decoding import Rule, decode, rule_of
+from cellseg.devices import autocast_type, check_precision, pick_device
+from cellseg.halving import Most
 from cellseg.images import normalize
 from cellseg.instances import representation
 from cellseg.instances.interface import Maps
 from cellseg.labels import instance_areas
-from cellseg.models import flow_torch
 from cellseg.resampling import apply_weights, axis_weights
 from cellseg.scale import looks, resize_image, resize_labels, stable_zoom, zoom_for, zoomed_shape
 from cellseg.slides.blocks import Region, window_grid
@@ -88,8 +87,8 @@ class Segmenter:
 
     @property
     def fingerprint(self) -> str:
-        """Tells the network and its configuration from all others."""
-        digest = hashlib.sha256(self.config.model_dump_json().encode())
+        """Tells the network, its configuration and the rule by which it is read from all others."""
+        digest = hashlib.sha256(f"{self.config.model_dump_json()}{self.rule}".encode())
         for name, tensor in self.model.state_dict().items():
             digest.update(name.encode() + tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
@@ -188,19 +187,16 @@ class Segmenter:
     def decode(self, maps: Maps, zoom: float) -> Labels:
         """Decode maps, which :meth:`maps_of` made, of an image shown at a zoom."""
         with self._timed("decode"):
-            return self._labels_of(maps, self.min_size(zoom))
+            return self.labels_of(maps, self.min_size(zoom))
 
-    def _labels_of(self, maps: Maps, min_size: int) -> Labels:
-        """Decode maps where that is fastest: flows on the GPU, if there is one with enough memory."""
-        if self.device.type == "cuda" and self.config.representation == "flow":
-            try:
-                found = flow_torch.decode(torch.from_numpy(maps).to(self.device), min_size=min_size)
-                return np.asarray(found.cpu().numpy(), np.int32)
-            except RuntimeError as error:
-                if not ran_out(error):
-                    raise
-            warnings.warn("out of memory on the GPU while decoding, going on with the CPU", stacklevel=2)
-        return representation(self.config.representation).decode(maps, min_size=min_size)
+    def labels_of(self, maps: Maps, min_size: int) -> Labels:
+        """Decode maps by the rule of this model; cells of fewer pixels are dropped."""
+        return decode(self.config.representation, maps, self.rule, min_size, self.device)
+
+    @cached_property
+    def rule(self) -> Rule:
+        """What makes pixels a cell: as the settings say, else as the weights do."""
+        return rule_of(self.settings, self.about)
 
     def min_size(self, zoom: float) -> int:
         """Return how many pixels a cell has at least, at the scale of decoding an image shown at a zoom."""
@@ -235,7 +231,7 @@ class Segmenter:
     def segment_at(self, image: Image, zoom: float) -> Labels:
         """Segment a normalised image shown at a zoom, in one pass; the labels are of the size it was shown at."""
         maps = self.flipped_maps(resize_image(image, zoom), ())
-        return self._labels_of(maps, self.settings.min_size)
+        return self.labels_of(maps, self.settings.min_size)
 
     def diameter_of(self, source: Source, told: float | None = None) -> float:
         """Return the typical cell diameter of an image in its pixels: as told, else as ``settings.diameter`` wants it.
@@ -334,50 +330,6 @@ class Segmenter:
 def decoding_shape(shape: tuple[int, int], zoom: float) -> tuple[int, int]:
     """Return the size at which the cells of an image are decoded: its own, or that it is shown at where larger."""
     return zoomed_shape(shape, max(zoom, 1.0))
-
-
-def pick_device(name: str = "auto") -> torch.device:
-    """Return the device of a name: ``auto`` takes CUDA, then MPS, then the CPU."""
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(name, False):
-        raise CellsegError(
-            f"--device {name}: not available here; wanted one of auto, cpu, cuda, mps that this machine has"
-        )
-    return torch.device(name)
-
-
-def check_precision(precision: str, device: torch.device) -> None:
-    """Raise CellsegError where a device cannot compute in a precision of ``predict.precision``."""
-    able = {"auto": True, "off": True, "bf16": device.type != "mps", "fp16": device.type != "cpu"}
-    if not able[precision]:
-        other = "fp16" if precision == "bf16" else "bf16"
-        raise CellsegError(f"precision {precision}: not on device {device.type}; wanted one of auto, {other}, off")
-
-
-def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
-    """Return the numbers that convolutions compute with; None for float32, as ``auto`` wants where bf16 is slow."""
-    if precision == "auto":
-        return torch.bfloat16 if _has_bf16(device) else None
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-
-
-def _has_bf16(device: torch.device) -> bool:
-    """Whether a device multiplies bf16 itself; others emulate that, which takes up to six times as long as float32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type != "cpu":
-        return False
-    try:
-        able = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        if platform.machine().lower() in ("x86_64", "amd64"):  # there oneDNN says so of every AVX-512
-            able = able and torch.cpu._is_avx512_bf16_supported()
-    except AttributeError:  # a torch without oneDNN
-        return False
-    return bool(able)
 
 
 def load(model: str | Path, *, device: str | torch.device = "auto", settings: PredictConfig | None = None) -> Segmenter:

@@ -27,6 +27,7 @@ from cellseg.checkpoint import STATE_NAME, WEIGHTS_NAME, load_state, load_weight
 from cellseg.config import RunConfig
 from cellseg.core import CellsegError
 from cellseg.datasets.crops import Crops
+from cellseg.devices import autocast_type, pick_device
 from cellseg.files import write_text
 from cellseg.halving import ran_out
 from cellseg.label_free.judging import VAL_F1, Judge, Stopped, bar, decision, validation_of
@@ -35,7 +36,7 @@ from cellseg.memory import peak_mb
 from cellseg.models.build import build_from, build_model
 from cellseg.models.teacher import EmaTeacher
 from cellseg.optimizer import build_optimizer, learning_rate, set_lr
-from cellseg.predict import Segmenter, autocast_type, pick_device
+from cellseg.predict import Segmenter
 from cellseg.progress import track
 from cellseg.provenance import describe
 from cellseg.regularizer_config import TOWARD_ZERO
@@ -346,8 +347,8 @@ def _about(state: State, run: RunConfig, about: dict[str, Any]) -> dict[str, Any
     known = [record.diameter for record in train if record.diameter]
     diameter = float(np.median(known)) if known else about.get("diameter")
     facts = {"diameter": diameter, "step": state.step, "init": run.train.init}
-    keeps_prior = state.step == 0 and "scale_prior" in about
-    return facts | ({"scale_prior": about["scale_prior"]} if keeps_prior else {})
+    inherited = ("decoding", "scale_prior") if state.step == 0 else ("decoding",)
+    return facts | {key: about[key] for key in inherited if key in about}
 
 
 def _finish(state: State, run: RunConfig, out: Path, about: dict[str, Any], judge: Judge | None) -> None:

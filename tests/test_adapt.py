@@ -260,6 +260,13 @@ def test_who_chooses_the_weights_unless_told(index, teacher):
     assert keys == ["consensus", "", "val_f1", "val_f1"]
 
 
+def test_a_replay_that_is_nothing_names_what_it_may_be(tmp_path):
+    from cellseg.cli.training import _replayed
+
+    with pytest.raises(CellsegError, match="--replay mad-up: no such index; wanted an index.csv, 'made-up' or 'none'"):
+        _replayed("mad-up", tmp_path)
+
+
 def test_replayed_images_have_views_of_their_own(index, teacher, monkeypatch):
     views = []
     monkeypatch.setattr(module, "crops", lambda run, *_: views.append(run.augment) or [])

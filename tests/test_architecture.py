@@ -13,7 +13,7 @@ FLOOR = {
     "resampling": 1, "sources": 1, "slides": 1,
     "batches": 2, "digests": 2, "elastic_net": 2, "cutmix": 2, "halving": 2, "sliding": 2, "optimizer": 2,
     "datasets": 2, "pairing": 2, "models": 2, "losses": 2, "regularizers": 2, "checkpoint": 2, "journal": 2, "state": 2,
-    "resume": 2,
+    "resume": 2, "decoding": 2, "devices": 2,
     "label_free": 3, "rounds": 3,
     "train": 3, "adapt": 3, "predict": 3, "evaluate": 3, "compare": 3, "evaluate_coco": 3, "tables": 3,
     "predict_slides": 3, "predict_images": 3, "farm": 3, "table_formats": 0, "report": 3,

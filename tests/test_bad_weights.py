@@ -58,7 +58,14 @@ def rewritten(sound, path, tensors=None, **header):
     return path
 
 
-@pytest.mark.parametrize("about", ["[1]", '{"diameter": "x"}', '{"diameter": NaN}', '{"diameter": -1}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "about",
+    [
+        *("[1]", '{"diameter": "x"}', '{"diameter": NaN}', '{"diameter": -1}', "[" * 100_000),
+        *(f'{{"diameter": 9, "decoding": {rule}}}' for rule in ("3", '{"lr": 1}', '{"foreground": null}')),
+        *(f'{{"diameter": 9, "decoding": {rule}}}' for rule in ('{"foreground": 1.0}', '{"min_score": "x"}')),
+    ],
+)
 def test_facts_that_are_none(sound, tmp_path, about):
     with pytest.raises(CellsegError, match=r"w\.safetensors: damaged header"):
         load_weights(rewritten(sound, tmp_path / "w.safetensors", about=about))

@@ -88,7 +88,7 @@ def test_memory_that_ends_in_decoding_goes_on_with_the_cpu(cuda, monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("cellseg.predict.flow_torch.decode", full)
+    monkeypatch.setattr("cellseg.decoding.flow_torch.decode", full)
     with pytest.warns(UserWarning, match="out of memory on the GPU while decoding, going on with the CPU"):
         labels = segmenter(Whole(), cuda).segment(image_of(four_disks(), "flow", noise=0), diameter=24.0)
     assert labels.max() == 4

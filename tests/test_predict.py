@@ -9,8 +9,9 @@ from torch import nn
 
 from cellseg.config import ModelConfig, PredictConfig, RunConfig
 from cellseg.core import CellsegError
+from cellseg.devices import autocast_type, check_precision, pick_device
 from cellseg.instances import representation
-from cellseg.predict import Segmenter, autocast_type, check_precision, pick_device
+from cellseg.predict import Segmenter
 from cellseg.train import make_fabric
 
 

@@ -30,6 +30,17 @@ def predict(  # noqa: PLR0913 (options of a command line)
     tta: Annotated[
         bool, typer.Option("--tta", help="Average flips and neighbouring scales: seven times as slow, a little better.")
     ] = False,
+    foreground: Annotated[
+        float | None,
+        typer.Option(help="A pixel may be cell above this probability: lower finds more. By default the model's own."),
+    ] = None,
+    min_score: Annotated[
+        float | None,
+        typer.Option(help="Cells of a lower mean probability are left out. By default the model's own."),
+    ] = None,
+    min_size: Annotated[
+        int, typer.Option(min=0, help="Cells of fewer pixels are left out, counted where a typical cell has 24 across.")
+    ] = 30,
     formats: Formats = None,
     measure: Measure = None,
     block: Annotated[
@@ -83,7 +94,15 @@ def predict(  # noqa: PLR0913 (options of a command line)
     from cellseg.orders import Told, Wish
 
     wish = Wish(diameter, channel, block, as_zarr=beside.as_zarr)
-    settings = PredictConfig(tta=tta, precision=precision, batch_size=batch_size)
+    rule = check_probability("--foreground", foreground), check_probability("--min-score", min_score)
+    settings = PredictConfig(
+        tta=tta,
+        precision=precision,
+        batch_size=batch_size,
+        foreground=rule[0],
+        min_score=rule[1],
+        min_size=min_size,
+    )
     left_out = LeftOut(stop=on_error == "stop")
     told = Told(say, beside.of, left_out)
     if workers is None and scheduler is None:
@@ -96,6 +115,13 @@ def predict(  # noqa: PLR0913 (options of a command line)
         beside.join(targets)
     if left_out.count:
         raise typer.Exit(1)
+
+
+def check_probability(option: str, value: float | None) -> float | None:
+    """Refuse what is no probability below 1; 0 finds everything, which only a least score may."""
+    if value is None or 0 < value < 1 or (value == 0 and option == "--min-score"):
+        return value
+    raise CellsegError(f"{option} {value:g}: wanted a probability between 0 and 1; left away, the model's own is taken")
 
 
 @dataclass

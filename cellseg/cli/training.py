@@ -99,7 +99,7 @@ def info() -> None:
 
     import torch
 
-    from cellseg.predict import pick_device
+    from cellseg.devices import pick_device
 
     lines = {"cellseg": __version__, "python": platform.python_version(), "torch": torch.__version__}
     lines |= {name: version(name) for name in ("monai", "lightning-fabric", "albumentations", "numpy", "pandas")}
@@ -137,6 +137,8 @@ def _replayed(replay: str, out: Path) -> list[dict[str, str]]:
         return [{"index": str(prepare_made_up(out / "made_up"))}]
     from cellseg.datasets.index import read_index
 
+    if not Path(replay).is_file():
+        raise CellsegError(f"--replay {replay}: no such index; wanted an index.csv, 'made-up' or 'none'")
     divided = any(record.split == "train" for record in read_index(Path(replay)))
     return [{"index": replay} | ({"split": "train"} if divided else {})]
 

@@ -35,7 +35,7 @@ class Recipe:
     model : str
         Name, weights file or run folder, as every worker can find it.
     device : str
-        For :func:`cellseg.predict.pick_device`, on the machine of the worker.
+        For :func:`cellseg.devices.pick_device`, on the machine of the worker.
     settings : PredictConfig
         How it is used.
     threads : int or None
@@ -126,7 +126,8 @@ def _load(recipe: Recipe) -> Segmenter:
     import cv2
     import torch
 
-    from cellseg.predict import load, pick_device
+    from cellseg.devices import pick_device
+    from cellseg.predict import load
 
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)

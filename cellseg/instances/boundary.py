@@ -72,13 +72,15 @@ def ideal_maps(target: Maps) -> Maps:
     return np.where(target > 0, IDEAL_LOGIT, -IDEAL_LOGIT).astype(np.float32)
 
 
-def decode(maps: Maps, *, min_size: int = 10) -> Labels:
+def decode(maps: Maps, *, foreground_threshold: float = 0.0, min_size: int = 10) -> Labels:
     """Grow each interior into the boundary around it.
 
     Parameters
     ----------
     maps : ndarray of float32, shape (3, H, W)
         Raw network output: logits of background, interior and boundary.
+    foreground_threshold : float
+        A pixel is foreground where the logit of interior or boundary exceeds this; interiors have more than half.
     min_size : int
         Cells of fewer pixels are dropped.
 
@@ -93,11 +95,13 @@ def decode(maps: Maps, *, min_size: int = 10) -> Labels:
     """
     if maps.ndim != 3 or maps.shape[0] != N_MAPS:
         raise CellsegError(f"boundary.decode wants maps of shape (3, H, W), got {maps.shape}")
+    from scipy.special import expit
+
     probability = _softmax(maps)
     markers = _without_small(probability[1] > 0.5)
     if not markers.any():
         return np.zeros(markers.shape, np.int32)
-    return drop_small(_grow(markers, 1 - probability[0] > 0.5), min_size)
+    return drop_small(_grow(markers, 1 - probability[0] > expit(foreground_threshold)), min_size)
 
 
 def foreground(maps: Maps) -> NDArray[np.float32]:

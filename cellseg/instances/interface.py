@@ -72,8 +72,11 @@ class Representation(Protocol):
     def ideal_maps(self, target: Maps) -> Maps:
         """Return the raw output of a perfect network."""
 
-    def decode(self, maps: Maps, *, min_size: int = 10) -> Labels:
-        """Turn raw output ``(K, H, W)`` into labels ``(H, W)`` without cells of fewer than ``min_size`` pixels."""
+    def decode(self, maps: Maps, *, foreground_threshold: float = 0.0, min_size: int = 10) -> Labels:
+        """Turn raw output ``(K, H, W)`` into labels ``(H, W)`` without cells of fewer than ``min_size`` pixels.
+
+        A pixel is foreground where the logit of its probability exceeds ``foreground_threshold``.
+        """
 
     def foreground(self, maps: Maps) -> NDArray[np.float32]:
         """Return the foreground probability ``(H, W)`` of raw output."""

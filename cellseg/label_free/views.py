@@ -76,14 +76,14 @@ def see(segmenter: Segmenter, image: Image, zoom: float) -> Views:
     shown = resize_image(image, zoom)
     flipped = [segmenter.flipped_maps(shown, axes) for axes in FLIPS]
     maps = np.asarray(np.mean(flipped, axis=0), np.float32)
-    labels = module.decode(maps, min_size=smallest)
+    labels = segmenter.labels_of(maps, smallest)
     shape = (labels.shape[0], labels.shape[1])
     scales = [zoom * step for step in SCALES if step > 1 or min(image.shape[:2]) * zoom * step >= LEAST_SIDE]
     return Views(
         maps,
         np.asarray(np.mean([module.foreground(one) for one in flipped], axis=0), np.float32),
         labels,
-        tuple(module.decode(one, min_size=smallest) for one in flipped),
+        tuple(segmenter.labels_of(one, smallest) for one in flipped),
         tuple(resize_labels(segmenter.segment_at(image, scale), shape) for scale in scales),
     )
 
