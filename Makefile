@@ -182,6 +182,7 @@ teacher: setup ## Make the shipped teacher anew: made-up images, four trainings 
 
 ship-teacher: setup ## Make a finished and scored run the shipped teacher: make ship-teacher RUN=experiments/runs/NAME/s0
 	$(BIN)/python experiments/ship_teacher.py $(RUN)
+	$(BIN)/python experiments/score_teacher.py
 
 faults: setup ## Kill works 200 times and compare; full disks and read-only folders: experiments/results/faults_*.csv; resumes
 	$(BIN)/python tests/faults/kills.py --seed $(SEED) --out experiments/results/faults_kills.csv

@@ -20,6 +20,7 @@ from cellseg.weights import find_shipped
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "experiments"))
 
+import score_teacher  # noqa: E402
 import ship_teacher  # noqa: E402 (a script of the repository, no module of the package)
 
 
@@ -62,9 +63,9 @@ def test_it_finds_bright_disks_and_nothing_in_an_empty_image():
 
 
 def test_the_card_says_what_the_table_and_the_file_hold():
-    card = ship_teacher.CARD.read_text(encoding="utf-8")
-    assert ship_teacher.score_table(pd.read_csv(ship_teacher.SCORES)) in card
-    assert ship_teacher.checksum(ship_teacher.WEIGHTS) in card
+    card = score_teacher.CARD.read_text(encoding="utf-8")
+    assert score_teacher.score_table(pd.read_csv(score_teacher.SCORES)) in card
+    assert score_teacher.checksum(score_teacher.WEIGHTS) in card
     assert f"{sum(value.numel() for value in load_weights('teacher')[0].parameters()):,} parameters" in card
 
 
@@ -110,3 +111,23 @@ def test_what_is_shipped_is_what_predictions_depend_on(tmp_path, monkeypatch):
     assert same == config
     assert kept == {"diameter": 9.0, "step": 3, "scale_prior": [1.0]}
     assert all(bool((value == model.state_dict()[name]).all()) for name, value in shipped.state_dict().items())
+
+
+def test_scores_are_renewed_and_the_rest_of_the_card_stays(tmp_path, monkeypatch):
+    config = ModelConfig(size="tiny")
+    weights = tmp_path / "teacher.safetensors"
+    save_weights(weights, build_model(config), config, {"diameter": 9.0})
+    monkeypatch.setattr(score_teacher, "WEIGHTS", weights)
+    score_teacher.set_rule({"foreground": 0.4, "min_score": 0.7})
+    assert load_weights(weights)[2] == {"diameter": 9.0, "decoding": {"foreground": 0.4, "min_score": 0.7}}
+    before = weights.stat().st_mtime_ns
+    score_teacher.set_rule({})
+    score_teacher.set_rule({"foreground": 0.4, "min_score": 0.7})
+    assert weights.stat().st_mtime_ns == before
+    table = pd.read_csv(score_teacher.SCORES)
+    card = score_teacher.refreshed("# Card\n\nSHA-256 `-`.\n\n## Scores\n\nold\n\n## Limits\n\n* None.\n", table)
+    assert f"SHA-256 `{score_teacher.checksum(weights)}`" in card
+    assert "from a\nprobability of 0.4, and cells of a mean below 0.7 are dropped" in card
+    assert score_teacher.score_table(table) in card and "old" not in card
+    assert card.endswith("\n\n## Limits\n\n* None.\n")
+    assert score_teacher.refreshed(card, table) == card
