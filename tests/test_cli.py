@@ -46,6 +46,22 @@ def test_predict_writes_labels_of_the_image_size(weights, image, tmp_path):
     assert tifffile.imread(tmp_path / "out" / "a.tif").shape == (70, 90)
 
 
+def test_predict_finds_fewer_cells_as_it_is_told(tmp_path):
+    rows, columns = np.mgrid[:96, :96]
+    disks = (rows % 48 - 24) ** 2 + (columns % 48 - 24) ** 2 <= 81
+    tifffile.imwrite(tmp_path / "a.tif", (40 + 150 * disks).astype(np.uint8))
+    found = []
+    for number, words in enumerate(
+        ([], ["--min-score", 1], ["--min-size", 2000], ["--foreground", 0.05, "--min-score", 0])
+    ):
+        out = tmp_path / f"out{number}"
+        done = cellseg("predict", tmp_path / "a.tif", "--diameter", 19, *words, "--out", out, "--device", "cpu")
+        assert done.returncode == 0, done.stderr
+        found.append(tifffile.imread(out / "a.tif"))
+    assert [labels.max() for labels in found[:3]] == [4, 0, 0]
+    assert (found[3] > 0).sum() > (found[0] > 0).sum()
+
+
 def broken(kind, weights, image, tmp_path):
     """Return the arguments of a command that must fail, and what its message must say."""
     if kind == "missing image":
@@ -64,6 +80,8 @@ def broken(kind, weights, image, tmp_path):
         other = tmp_path / "other.safetensors"
         save_weights(other, build_model(ModelConfig(size="small")), ModelConfig(size="tiny"), {})
         return ["predict", image, "--model", other, "--out", tmp_path / "out"], "has shape"
+    if kind == "no probability":
+        return ["predict", image, "--model", weights, "--foreground", 0], "--foreground 0: wanted a probability between"
     if kind == "missing config":
         return ["train", tmp_path / "x.toml", "--out", tmp_path / "out"], "no such configuration"
     if kind == "unknown key":
@@ -80,7 +98,8 @@ def broken(kind, weights, image, tmp_path):
     "kind",
     [
         "missing image", "unreadable image", "missing model", "unknown model", "not a checkpoint",
-        "checkpoint of another shape", "missing config", "unknown key", "missing root", "unknown set", "missing truth",
+        "checkpoint of another shape", "no probability", "missing config", "unknown key", "missing root", "unknown set",
+        "missing truth",
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_clear_line_and_leaves_nothing(kind, weights, image, tmp_path):

@@ -118,8 +118,8 @@ def predict(  # noqa: PLR0913 (options of a command line)
 
 
 def check_probability(option: str, value: float | None) -> float | None:
-    """Refuse what is no probability below 1; 0 finds everything, which only a least score may."""
-    if value is None or 0 < value < 1 or (value == 0 and option == "--min-score"):
+    """Refuse what is no probability; 0 and 1, all cells and none, only a least score may be."""
+    if value is None or 0 < value < 1 or (value in (0, 1) and option == "--min-score"):
         return value
     raise CellsegError(f"{option} {value:g}: wanted a probability between 0 and 1; left away, the model's own is taken")
 
