@@ -64,12 +64,12 @@ def test_a_device_without_memory_is_told_in_one_line(monkeypatch, capsys):
 
 
 def test_ctrl_c_says_that_one_may_go_on(monkeypatch, capsys):
-    from cellseg import cli, predict
+    from cellseg import cli, devices
 
     def interrupt():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predict, "pick_device", interrupt)
+    monkeypatch.setattr(devices, "pick_device", interrupt)
     monkeypatch.setattr(sys, "argv", ["cellseg", "info"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
