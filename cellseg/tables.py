@@ -94,6 +94,9 @@ class Row(Strict):
     run: str
     start: bool = False
     """Show the scores of what the run started from, which ``evaluate`` keeps in ``s<seed>/start``."""
+    before: str | None = None
+    """The row that shows this run's start, where that is not the one that the columns relate to: other weights, or
+    scored in another way."""
     seeds: tuple[int, ...] | None = Field(None, strict=False)
     """Seeds that should be there; all that are found unless given."""
     text: dict[str, str] = Field(default_factory=dict)
@@ -118,6 +121,9 @@ class TableConfig(Strict):
             repeated = sorted({name for name in names if names.count(name) > 1})
             if repeated:
                 raise ValueError(f"{what} names must be unique; repeated: {', '.join(repeated)}")
+        for row in self.row:
+            if row.before is not None and not any(other.name == row.before and other.start for other in self.row):
+                raise ValueError(f"row '{row.name}': before names no row of a start: '{row.before}'")
         for column in self.column:
             for word in ("difference_to", "ratio_to"):
                 other = getattr(column, word)
@@ -320,6 +326,11 @@ class _Source:
         return lines
 
 
+def _related(row: Row, named: str, rows: Mapping[str, Row]) -> Row:
+    """Return the row that a column names; where that shows a start, the one that shows this row's own."""
+    return rows[row.before] if rows[named].start and row.before is not None else rows[named]
+
+
 def _cell(source: _Source, column: Column, row: Row, spec: TableConfig, seeds: Mapping[str, Sequence[int]]) -> Cell:
     if column.text is not None:
         return Cell(row.text.get(column.text, DASH))
@@ -329,7 +340,7 @@ def _cell(source: _Source, column: Column, row: Row, spec: TableConfig, seeds: M
     signed = column.difference_to is not None
     named = column.difference_to or column.ratio_to
     if named is not None:
-        other = next(other for other in spec.row if other.name == named)
+        other = _related(row, named, {one.name: one for one in spec.row})
         reference = source.values(column, other, seeds[other.name])
         values = _differences(values, reference) if signed else _ratios(values, reference)
     if not values:

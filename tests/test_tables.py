@@ -350,6 +350,33 @@ def test_a_row_of_the_start_reads_what_the_run_began_with(tmp_path, runs):
     assert "Missing: b s0 start target" in " ".join(build_table(tmp_path / "table.toml", runs).notes)
 
 
+def test_a_row_with_a_start_of_its_own_is_related_to_that(tmp_path, runs):
+    """A began with .25 on image p and .5 on q, B with .5 and .5."""
+    for run, hits in (("a", 1), ("b", 2)):
+        for seed in range(3 if run == "b" else 1):
+            rows = (("p", "x", 0.5, hits, 4 - hits, 4 - hits), ("q", "y", 0.5, 2, 2, 2))
+            scores(runs, run, f"{seed}/start", "target", *rows)
+    rows = "".join(
+        f'\n[[row]]\nname = "{name}"\nrun = "{run}"\n{more}'
+        for name, run, more in (
+            ("before A", "a", "start = true"),
+            ("before B", "b", 'start = true\nbefore = "before B"'),
+            ("A", "a", ""),
+            ("B", "b", 'before = "before B"'),
+        )
+    )
+    plain = 'scores = "target"'
+    columns = [f'{plain}\n{word}_to = "before A"' for word in ("difference", "ratio")]
+    found = texts(tmp_path, runs, plain, *columns, f'{plain}\ndifference_to = "A"', rows=rows)
+    assert [row[0][:5] for row in found] == ["0.375", "0.500", "0.450", "0.792"]
+    assert [row[1][:6] for row in found] == ["0.000", "0.000 ", "+0.075", "+0.292"]
+    assert [row[2][:5] for row in found] == ["1.000", "1.000", "1.200", "1.583"]
+    assert found[3][3].startswith("+0.342")  # a column that relates to no start
+    wrong = rows.replace('before = "before B"', 'before = "A"')
+    with pytest.raises(CellsegError, match="before names no row of a start: 'A'"):
+        texts(tmp_path, runs, plain, rows=wrong)
+
+
 def test_a_run_that_was_not_made_says_what_the_table_says_of_it(tmp_path, runs):
     head = 'title = "T"\nmissing = "not run: needs the full data set"'
     rows = ROWS.replace('run = "b"', 'run = "nobody"')
