@@ -36,6 +36,11 @@ FRONTIER = {
         ("Ours, labels first, 700 steps", "ours"),
         ("… six views", "six views"),
     ],
+    "labels first, the teacher's rule for cells": [
+        ("Zero-shot, the teacher's rule for cells", "its rule"),
+        ("Labels first, the same rule, 700 steps", "20 % replayed"),
+        ("… 30 % replayed", "30 %"),
+    ],
     "steps": [(START, ""), *((f"Ended after {n} steps", str(n)) for n in (50, 100, 200)), (PLAIN, "")],
 }
 """Of every line of the frontier the rows of ``rows_five`` in order, and what is written beside each, once a point."""
