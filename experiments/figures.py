@@ -37,9 +37,9 @@ FRONTIER = {
         ("… six views", "six views"),
     ],
     "labels first, the teacher's rule for cells": [
-        ("Zero-shot, the teacher's rule for cells", "its rule"),
         ("Labels first, the same rule, 700 steps", "20 % replayed"),
-        ("… 30 % replayed", "30 %"),
+        ("WiSE-FT, λ = .75, of labels first", "λ = .75"),
+        ("Zero-shot, the teacher's rule for cells", "its rule"),
     ],
     "steps": [(START, ""), *((f"Ended after {n} steps", str(n)) for n in (50, 100, 200)), (PLAIN, "")],
 }
