@@ -37,6 +37,7 @@ FRONTIER = {
         ("… six views", "six views"),
     ],
     "labels first, the teacher's rule for cells": [
+        ("Labels first, the same rule, six views", "six views"),
         ("Labels first, the same rule, 700 steps", "20 % replayed"),
         ("WiSE-FT, λ = .75, of labels first", "λ = .75"),
         ("Zero-shot, the teacher's rule for cells", "its rule"),
