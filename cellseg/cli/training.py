@@ -159,7 +159,7 @@ def _folder_run(
     values: dict[str, Any] = {
         "model": config.model_dump(),
         "train": {"init": init, "batch_size": 6, "crop_size": 192, "warmup_steps": 30}
-        | {"steps": 600, "lr": 1e-3 if labels else 5e-4}
+        | ({"steps": 600, "lr": 1e-3} if labels else {"steps": 400, "lr": 5e-4})
         | {"weight_decay": 0.0, "ema": 0.99, "validate_every": 40, "save_every": 40}
         | ({} if replayed else {"regularizer": {"kind": "l2sp", "alpha": 0.003}})
         | ({"freeze_norm_statistics": True} if config.norm == "batch" else {}),
