@@ -7,6 +7,7 @@ EXP ?= real_plain
 SEED ?= 0
 MINUTES ?= 30
 SHARED ?= ../shared/data
+RULE ?= --foreground 0.38 --min-score 0.7
 RUNS := experiments/runs
 BIN := .venv/bin
 CELLSEG := $(BIN)/cellseg
@@ -180,9 +181,9 @@ teacher: setup ## Make the shipped teacher anew: made-up images, four trainings 
 	$(CELLSEG) evaluate $(RUNS)/teacher/s0; \
 	$(MAKE) ship-teacher RUN=$(RUNS)/teacher/s0
 
-ship-teacher: setup ## Make a finished and scored run the shipped teacher: make ship-teacher RUN=experiments/runs/NAME/s0
+ship-teacher: setup ## Make a finished and scored run the shipped teacher: make ship-teacher RUN=experiments/runs/NAME/s0 (RULE= how its maps are read)
 	$(BIN)/python experiments/ship_teacher.py $(RUN)
-	$(BIN)/python experiments/score_teacher.py
+	$(BIN)/python experiments/score_teacher.py $(RULE)
 
 faults: setup ## Kill works 200 times and compare; full disks and read-only folders: experiments/results/faults_*.csv; resumes
 	$(BIN)/python tests/faults/kills.py --seed $(SEED) --out experiments/results/faults_kills.csv

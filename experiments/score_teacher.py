@@ -1,8 +1,8 @@
 """Score the shipped teacher and write the figures into its table and its model card: ``make ship-teacher``.
 
-``python experiments/score_teacher.py --foreground 0.4 --min-score 0.75`` first writes into the weights by which rule
-their maps are read; the rule is chosen by ``decoding.py``. The DSB2018 and LIVECell samples are those that
-``make experiments`` prepares.
+``python experiments/score_teacher.py --foreground 0.38 --min-score 0.7`` first writes into the weights by which rule
+their maps are read; what is not told stays. The rule is chosen by ``decoding.py``. The DSB2018 and LIVECell samples are
+those that ``make experiments`` prepares.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import ValidationError
 
 from cellseg.checkpoint import load_weights, save_weights
 from cellseg.config import PredictConfig, Selection
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--foreground", type=float, help="probability above which a pixel may be cell")
     parser.add_argument("--min-score", type=float, help="least mean probability of a cell")
     told = vars(parser.parse_args())
+    check_indices()
     set_rule({key: value for key, value in told.items() if value is not None})
     table = pd.concat([score(*one) for one in SETS], ignore_index=True)
     write_scores(table, SCORES)
@@ -51,18 +53,35 @@ def main() -> None:
     print(f"{WEIGHTS.relative_to(ROOT)}, {CARD.relative_to(ROOT)}, {SCORES.relative_to(ROOT)}")
 
 
-def set_rule(rule: dict[str, float]) -> None:
+def check_indices() -> None:
+    """Refuse to begin where a set is not there: the weights would change and their scores would not."""
+    missing = [str(index) for index in (index_of(dataset) for dataset, _ in SETS) if not index.is_file()]
+    if missing:
+        raise CellsegError(f"no {', '.join(sorted(set(missing)))}; make experiments prepares them")
+
+
+def index_of(dataset: str) -> Path:
+    """Return where a set is prepared."""
+    return ROOT / "data" / "prepared" / dataset / "index.csv"
+
+
+def set_rule(told: dict[str, float]) -> None:
     """Write into the weights by which rule their maps are read; the rest of the file stays."""
     model, config, about = load_weights(WEIGHTS)
-    if rule and about.get("decoding") != rule:
+    rule = about.get("decoding", {}) | told
+    try:
+        PredictConfig.model_validate(rule)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CellsegError(f"{first['loc'][0]} {first['input']:g}: {first['msg']}; the weights stay") from None
+    if rule != about.get("decoding", {}):
         save_weights(WEIGHTS, model, config, about | {"decoding": rule})
         WEIGHTS.chmod(0o644)
 
 
 def score(dataset: str, split: str) -> pd.DataFrame:
     """Return a row for every group of a set, and one for all of it: means over images, in one view and in six."""
-    index = ROOT / "data" / "prepared" / dataset / "index.csv"
-    images = Selection(index=str(index), split=split)
+    images = Selection(index=str(index_of(dataset)), split=split)
     one, six = (by_group(images, load(TEACHER, settings=PredictConfig(tta=tta))) for tta in (False, True))
     return one.assign(six_views_f1_50=six["f1_50"])
 

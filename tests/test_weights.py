@@ -1,7 +1,9 @@
 """The shipped teacher: in the package, small, without a trace of the machine, and as good as its card says."""
 
 import json
+import re
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,9 @@ from safetensors import safe_open
 
 import cellseg
 from cellseg.checkpoint import load_weights, resolve_weights, save_weights
-from cellseg.config import ModelConfig, load_config
+from cellseg.config import ModelConfig, PredictConfig, load_config
 from cellseg.core import CellsegError
+from cellseg.decoding import rule_of
 from cellseg.models.build import build_model
 from cellseg.report.start import find_weights
 from cellseg.weights import find_shipped
@@ -66,7 +69,19 @@ def test_the_card_says_what_the_table_and_the_file_hold():
     card = score_teacher.CARD.read_text(encoding="utf-8")
     assert score_teacher.score_table(pd.read_csv(score_teacher.SCORES)) in card
     assert score_teacher.checksum(score_teacher.WEIGHTS) in card
+    assert score_teacher.words(rule_of(PredictConfig(), load_weights("teacher")[2])) in card
     assert f"{sum(value.numel() for value in load_weights('teacher')[0].parameters()):,} parameters" in card
+
+
+def test_rows_by_the_teachers_rule_have_the_rule_that_it_carries():
+    carried = load_weights("teacher")[2]["decoding"]
+    row = tomllib.loads((ROOT / "experiments" / "rows" / "parts" / "rule.toml").read_text(encoding="utf-8"))["predict"]
+    assert row == {"min_size": PredictConfig().min_size, **carried}
+    told = re.search(r"^RULE \?= (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)[1].split()
+    assert {told[0]: float(told[1]), told[2]: float(told[3])} == {
+        "--foreground": carried["foreground"],
+        "--min-score": carried["min_score"],
+    }
 
 
 def test_the_demo_starts_from_it():
@@ -122,7 +137,9 @@ def test_scores_are_renewed_and_the_rest_of_the_card_stays(tmp_path, monkeypatch
     assert load_weights(weights)[2] == {"diameter": 9.0, "decoding": {"foreground": 0.4, "min_score": 0.7}}
     before = weights.stat().st_mtime_ns
     score_teacher.set_rule({})
-    score_teacher.set_rule({"foreground": 0.4, "min_score": 0.7})
+    score_teacher.set_rule({"foreground": 0.4})
+    with pytest.raises(CellsegError, match=r"min_score 7: .*less than or equal to 1; the weights stay"):
+        score_teacher.set_rule({"min_score": 7})
     assert weights.stat().st_mtime_ns == before
     table = pd.read_csv(score_teacher.SCORES)
     card = score_teacher.refreshed("# Card\n\nSHA-256 `-`.\n\n## Scores\n\nold\n\n## Limits\n\n* None.\n", table)

@@ -39,8 +39,13 @@ def predict(  # noqa: PLR0913 (options of a command line)
         typer.Option(help="Cells of a lower mean probability are left out. By default the model's own."),
     ] = None,
     min_size: Annotated[
-        int, typer.Option(min=0, help="Cells of fewer pixels are left out, counted where a typical cell has 24 across.")
-    ] = 30,
+        int | None,
+        typer.Option(
+            min=0,
+            help="Cells of fewer pixels are left out, counted at the network's scale, where a typical cell has 24 "
+            "across, or 30 for Cellpose weights. By default 30.",
+        ),
+    ] = None,
     formats: Formats = None,
     measure: Measure = None,
     block: Annotated[
@@ -94,15 +99,12 @@ def predict(  # noqa: PLR0913 (options of a command line)
     from cellseg.orders import Told, Wish
 
     wish = Wish(diameter, channel, block, as_zarr=beside.as_zarr)
-    rule = check_probability("--foreground", foreground), check_probability("--min-score", min_score)
-    settings = PredictConfig(
-        tta=tta,
-        precision=precision,
-        batch_size=batch_size,
-        foreground=rule[0],
-        min_score=rule[1],
-        min_size=min_size,
-    )
+    rule = {
+        "foreground": check_probability("--foreground", foreground),
+        "min_score": check_probability("--min-score", min_score),
+    }
+    size = {} if min_size is None else {"min_size": min_size}
+    settings = PredictConfig(tta=tta, precision=precision, batch_size=batch_size, **rule, **size)
     left_out = LeftOut(stop=on_error == "stop")
     told = Told(say, beside.of, left_out)
     if workers is None and scheduler is None:
