@@ -13,6 +13,7 @@ import math
 import re
 import statistics
 import tomllib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -316,14 +317,22 @@ class _Source:
             of_what = f" ({', '.join(filter(None, of))})" if any(of) else ""
             rule = images["rule"].iloc[0] if len(images) else "unknown"
             lines.append(f"{name}: {len(images)} images, {images['n_true'].sum()} true cells{of_what}, rule {rule}.")
-        words = [f"{row} {', '.join(map(str, found)) or 'none'}" for row, found in seeds.items()]
-        lines.append(f"Cells are mean ± standard deviation over n seeds. Seeds: {'; '.join(words)}.")
+        lines.append(f"Cells are mean ± standard deviation over n seeds. Seeds: {_seed_words(seeds)}.")
         if self.unusable:
             parts = (f"{name} {count}" for name, count in self.unusable.items())
             lines.append(f"Predictions missing or unusable, scored 0: {'; '.join(parts)}.")
         if self.missing:
             lines.append(f"Missing: {'; '.join(self.missing)}.")
         return lines
+
+
+def _seed_words(seeds: Mapping[str, Sequence[int]]) -> str:
+    """Say which seeds the rows have: those of most rows once, then the rows that have others."""
+    listed = {row: ", ".join(map(str, found)) or "none" for row, found in seeds.items()}
+    shared, rows = Counter(listed.values()).most_common(1)[0]
+    shared = shared if rows > 1 else ""
+    others = "; ".join(f"{row} {found}" for row, found in listed.items() if found != shared)
+    return ", but ".join(filter(None, [shared, others]))
 
 
 def _related(row: Row, named: str, rows: Mapping[str, Row]) -> Row:

@@ -12,7 +12,7 @@ import pytest
 
 from cellseg.core import CellsegError
 from cellseg.table_formats import rich_table
-from cellseg.tables import build_table, read_table, render_table
+from cellseg.tables import _seed_words, build_table, read_table, render_table
 
 HEAD = "image,group,split,dataset,rule,threshold,tp,fp,fn,n_true,n_pred,iou_sum,f1,status\n"
 
@@ -165,6 +165,12 @@ def test_the_notes_say_where_the_figures_come_from(tmp_path, runs):
         "Predictions missing or unusable, scored 0: a s0 target 1.",
         "Made by `cellseg table table.toml`.",
     ]
+
+
+def test_seeds_that_most_rows_share_are_said_once():
+    assert _seed_words({"A": [0], "B": [0, 1], "C": [0, 1], "D": []}) == "0, 1, but A 0; D none"
+    assert _seed_words({"A": [0], "B": [0]}) == "0"
+    assert _seed_words({"A": [0], "B": []}) == "A 0; B none"
 
 
 @pytest.mark.parametrize(

@@ -99,12 +99,11 @@ def predict(  # noqa: PLR0913 (options of a command line)
     from cellseg.orders import Told, Wish
 
     wish = Wish(diameter, channel, block, as_zarr=beside.as_zarr)
-    rule = {
-        "foreground": check_probability("--foreground", foreground),
-        "min_score": check_probability("--min-score", min_score),
-    }
-    size = {} if min_size is None else {"min_size": min_size}
-    settings = PredictConfig(tta=tta, precision=precision, batch_size=batch_size, **rule, **size)
+    check_probability("--foreground", foreground)
+    check_probability("--min-score", min_score)
+    rule = {"foreground": foreground, "min_score": min_score, "min_size": min_size}
+    given = {key: value for key, value in rule.items() if value is not None}
+    settings = PredictConfig.model_validate({"tta": tta, "precision": precision, "batch_size": batch_size, **given})
     left_out = LeftOut(stop=on_error == "stop")
     told = Told(say, beside.of, left_out)
     if workers is None and scheduler is None:
@@ -119,10 +118,10 @@ def predict(  # noqa: PLR0913 (options of a command line)
         raise typer.Exit(1)
 
 
-def check_probability(option: str, value: float | None) -> float | None:
+def check_probability(option: str, value: float | None) -> None:
     """Refuse what is no probability; 0 and 1, all cells and none, only a least score may be."""
     if value is None or 0 < value < 1 or (value in (0, 1) and option == "--min-score"):
-        return value
+        return
     raise CellsegError(f"{option} {value:g}: wanted a probability between 0 and 1; left away, the model's own is taken")
 
 
