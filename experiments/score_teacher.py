@@ -88,6 +88,12 @@ def score(dataset: str, split: str) -> pd.DataFrame:
 
 def by_group(images: Selection, segmenter: Segmenter) -> pd.DataFrame:
     """Segment and score images; return a row for all of them, then one for every group."""
+    scores = segmented(images, segmenter)
+    return pd.DataFrame([row_of(group, part) for group, part in [("all", scores), *scores.groupby("group")]])
+
+
+def segmented(images: Selection, segmenter: Segmenter) -> pd.DataFrame:
+    """Segment and score images; return their score table."""
     records = [record for record in select(images) if record.label_kind == "instances"]
     todo = [(record.id, record.image) for record in records]
     with tempfile.TemporaryDirectory() as folder:
@@ -95,8 +101,7 @@ def by_group(images: Selection, segmenter: Segmenter) -> pd.DataFrame:
         for _ in track(found, f"{records[0].dataset} {images.split}", total=len(todo)):
             pass
         write_index(Path(folder) / "index.csv", records)
-        scores = evaluate(Path(folder) / "index.csv", folder)
-    return pd.DataFrame([row_of(group, part) for group, part in [("all", scores), *scores.groupby("group")]])
+        return evaluate(Path(folder) / "index.csv", folder)
 
 
 def row_of(group: str, scores: pd.DataFrame) -> dict[str, Any]:
