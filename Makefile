@@ -66,6 +66,7 @@ tables: setup ## Keep what the runs that are there measured, and render every ta
 	$(BIN)/python experiments/archive.py
 	$(BIN)/python experiments/declared.py
 	$(BIN)/python experiments/never_worse.py
+	$(BIN)/python experiments/source_test.py
 	$(BIN)/python experiments/oracle.py --shared $(SHARED)
 
 figures: setup ## Draw the figures of the experiments from the committed CSVs

@@ -25,7 +25,7 @@ from cellseg.report.runs import seed_folders
 from cellseg.weights import TEACHER
 
 RUNS = ROOT / "experiments" / "runs"
-KEPT = ROOT / "experiments" / "results" / "source_test.csv"
+OUT = ROOT / "experiments" / "results" / "source_test"
 
 
 def main() -> None:
@@ -33,18 +33,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", nargs="*", help="names of finished runs")
     names = parser.parse_args().run
-    kept = pd.read_csv(KEPT) if KEPT.exists() else pd.DataFrame()
+    path = OUT.with_suffix(".csv")
+    kept = pd.read_csv(path) if path.exists() else pd.DataFrame()
     todo = [(TEACHER, 0, TEACHER)] if names and kept.empty else []
     todo += [(name, int(folder.name[1:]), str(folder)) for name in names for folder in seed_folders(RUNS / name)]
     for name, seed, weights in todo:
         new = scored(weights).assign(run=name, seed=seed)
         old = kept if kept.empty else kept[(kept["run"] != name) | (kept["seed"] != seed)]
         kept = pd.concat([old, new[["run", "seed", "image", "f1_50"]]], ignore_index=True)
-        write_scores(kept, KEPT)
+        write_scores(kept, path)
     if kept.empty:
-        raise CellsegError(f"{KEPT.name}: nothing is scored yet; name finished runs")
-    write_text(KEPT.with_suffix(".md"), "\n".join(lines_of(kept)) + "\n")
-    print(KEPT.with_suffix(".md").read_text(encoding="utf-8"))
+        raise CellsegError(f"{path.name}: nothing is scored yet; name finished runs")
+    write_text(OUT.with_suffix(".md"), "\n".join(lines_of(kept)) + "\n")
+    print(OUT.with_suffix(".md").read_text(encoding="utf-8"))
 
 
 def scored(weights: str) -> pd.DataFrame:
@@ -67,7 +68,7 @@ def lines_of(kept: pd.DataFrame) -> list[str]:
 - {before.shape[1]} images, dsb2018 test, in default settings: one view, by the rule for cells that the weights carry.
 - No run, and nothing of the teacher, was chosen by these images. Paired bootstrap over seeds, then images.
 - Made by `python experiments/source_test.py`."""
-    return [*lines, note]
+    return [*lines, *note.split("\n")]
 
 
 def row_of(run: str, scores: Any, before: Any) -> str:

@@ -1,5 +1,6 @@
 """The experiments as files: every row can be run, every table is made from what is committed, nothing is run twice."""
 
+import importlib
 import json
 import shutil
 import sys
@@ -213,6 +214,21 @@ def tiny(world):
     settings = {"init": str(world / "batch.safetensors"), "steps": 2, "batch_size": 1, "crop_size": 64, "log_every": 1}
     base = data | {"model": {"norm": "batch"}, "train": settings, "adapt": {"criterion": "last"}}
     return check_config(base), check_config(base | {"adapt": {"criterion": "last", "wise": 0.25}})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["declared", "never_worse", "source_test"])
+def test_every_list_is_written_again_from_what_is_kept_byte_for_byte(name, unpacked, tmp_path, monkeypatch):
+    script = importlib.import_module(name)
+    link = lambda _, folder: [(folder / run.name).symlink_to(run) for run in unpacked.iterdir()]  # noqa: E731
+    monkeypatch.setattr(script, "unpack", link, raising=False)
+    committed = ROOT / "results" / name
+    shutil.copy(committed.with_suffix(".csv"), tmp_path)
+    monkeypatch.setattr(script, "OUT", tmp_path / name)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py"])
+    script.main()
+    for suffix in (".md", ".csv"):
+        assert (tmp_path / f"{name}{suffix}").read_bytes() == committed.with_suffix(suffix).read_bytes()
 
 
 @pytest.mark.slow
