@@ -26,7 +26,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINKING = [
     *DOCUMENTS, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs/design").glob("*.md")),
     *sorted((ROOT / "data").glob("*.md")), *sorted((ROOT / "data/cards").glob("*.md")),
-    ROOT / "experiments/README.md", ROOT / "cellseg/weights/teacher.md",
+    ROOT / "experiments/README.md", ROOT / "experiments/results/README.md", ROOT / "cellseg/weights/teacher.md",
 ]  # fmt: skip
 STUBS = ("python", "python3", "ruff", "mypy")
 
