@@ -13,6 +13,7 @@ import tifffile
 
 from cellseg.adapt import adapt
 from cellseg.checkpoint import load_weights, save_weights
+from cellseg.cli import training
 from cellseg.config import ModelConfig, RunConfig, check_config, load_config
 from cellseg.core import CellsegError, Record
 from cellseg.datasets.index import write_index
@@ -65,6 +66,18 @@ def test_every_row_is_in_a_table_or_starts_another_and_every_table_names_rows():
     assert {path.stem for path in (ROOT / "tables").glob("rows_*.toml")} == set(run_all.ORDER)
     with pytest.raises(CellsegError, match="no such row"):
         run_all.run_file("n5_nothing")
+
+
+@pytest.mark.parametrize("row", ["n0_default"])
+def test_the_rows_of_the_command_as_it_is_have_its_settings(row, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_replayed", lambda *_: [{"index": "of_the_source.csv"}])
+    (tmp_path / "images").mkdir()
+    tifffile.imwrite(tmp_path / "images/a.tif", np.zeros((64, 64), np.uint8))
+    made = training._folder_run(tmp_path / "images", None, None, None, tmp_path / "out", [])
+    asked = load_config(ROOT / "rows" / f"{row}.toml")
+    for part in ("model", "augment", "augment_replay", "train", "adapt"):
+        assert getattr(asked, part) == getattr(made, part)
+    assert (asked.data.balance, asked.data.diameter) == (made.data.balance, made.data.diameter)
 
 
 def write_disks(folder):
