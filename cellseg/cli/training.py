@@ -158,6 +158,7 @@ def _folder_run(
     index = str(prepare_folder(images, out / "data", labels=labels))
     values: dict[str, Any] = {
         "model": config.model_dump(),
+        "augment": {"scale_min": 0.6, "scale_max": 1.6, "weak": 0.6} if labels else {},
         "train": {"init": init, "batch_size": 6, "crop_size": 192, "warmup_steps": 30}
         | ({"steps": 600, "lr": 1e-3} if labels else {"steps": 400, "lr": 5e-4})
         | {"weight_decay": 0.0, "ema": 0.99, "validate_every": 40, "save_every": 40}
