@@ -316,7 +316,7 @@ def test_few_cells_in_an_image_large_enough_to_be_sampled_are_not_lost():
 
 
 def test_large_image_is_sampled_close_to_the_whole():
-    image = RNG.normal(1000, 50, (1500, 1500)).astype(np.float32)
+    image = np.random.default_rng(0).normal(1000, 50, (1500, 1500)).astype(np.float32)
     low, high = np.percentile(image, (1, 99))
     np.testing.assert_allclose(normalize(image)[..., 1], np.clip((image - low) / (high - low), *CLIP_RANGE), atol=5e-3)
 
