@@ -39,8 +39,7 @@ FRONTIER = {
     "labels first, the teacher's rule for cells": [
         ("Labels first, the same rule, six views", "six views"),
         ("Labels first, the same rule, 700 steps", "20 % replayed"),
-        ("Labels first, the same rule, groups alike", "groups alike"),
-        ("Labels first, the same rule, groups alike, 30 % replayed", "30 % replayed"),
+        ("WiSE-FT, λ = .75, of labels first", "λ = .75"),
         ("Zero-shot, the teacher's rule for cells", "its rule"),
     ],
     "steps": [(START, ""), *((f"Ended after {n} steps", str(n)) for n in (50, 100, 200)), (PLAIN, "")],
