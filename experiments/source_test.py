@@ -3,7 +3,7 @@
 ``python experiments/source_test.py n5_rule n0_rule`` scores the finished runs of these names, all their seeds, and the
 shipped teacher, as ``cellseg predict`` reads them; without a name the tables are only written again from what is kept.
 The rows of the comparison tables measure the source on the validation images instead, by which the teacher, its mixture
-and its rule for cells were chosen: whatever is changed there is likely to look worse. No run is chosen by these scores.
+its rule for cells and settings of ours were chosen. No run is chosen by these scores.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
     for name, seed, weights in todo:
         new = scored(weights).assign(run=name, seed=seed)
         old = kept if kept.empty else kept[(kept["run"] != name) | (kept["seed"] != seed)]
-        kept = pd.concat([old, new[["run", "seed", "image", "f1_50"]]], ignore_index=True)
+        kept = pd.concat([old, new[["run", "seed", "image", "group", "f1_50"]]], ignore_index=True)
         write_scores(kept, path)
     if kept.empty:
         raise CellsegError(f"{path.name}: nothing is scored yet; name finished runs")
@@ -49,21 +49,24 @@ def main() -> None:
 
 
 def scored(weights: str) -> pd.DataFrame:
-    """Segment and score the test images; return F1@.5 of each."""
+    """Segment and score the test images; return group and F1@.5 of each."""
     scores = segmented(Selection(index=str(index_of("dsb2018")), split="test"), load(weights))
-    return image_values(scores, "f1", (0.5,)).rename("f1_50").rename_axis("image").reset_index()
+    groups = scores.drop_duplicates("image").set_index("image")["group"]
+    return pd.DataFrame({"group": groups, "f1_50": image_values(scores, "f1", (0.5,))}).reset_index()
 
 
 def lines_of(kept: pd.DataFrame) -> list[str]:
     """Return the table as lines of Markdown, the runs as they were scored, the teacher first."""
-    matrices = {
-        str(run): part.pivot_table(index="seed", columns="image", values="f1_50").to_numpy()
-        for run, part in kept.groupby("run", sort=False)
-    }
-    before = matrices.pop(TEACHER)
-    lines = ["# What is lost of the source, on test images", "", "| run | seeds | F1@.5 | against the teacher (95 %) |"]
-    lines += ["|---|--:|--:|--:|", f"| the shipped teacher | | {before.mean():.3f} | |"]
-    lines += [row_of(run, scores, before) for run, scores in matrices.items()]
+    runs = {str(run): part for run, part in kept.groupby("run", sort=False)}
+    before = matrix(runs[TEACHER])
+    groups = runs[TEACHER]["group"].value_counts()
+    heads = ["run", "seeds", "F1@.5", *(f"{group}, {count} images" for group, count in groups.items())]
+    lines = [
+        "# What is lost of the source, on test images",
+        "",
+        f"| {' | '.join(heads)} | against the teacher (95 %) |",
+    ]
+    lines += [f"|---|{'--:|' * len(heads)}", *(row_of(run, part, before) for run, part in runs.items())]
     note = f"""
 - {before.shape[1]} images, dsb2018 test, in default settings: one view, by the rule for cells that the weights carry.
 - No run, and nothing of the teacher, was chosen by these images. Paired bootstrap over seeds, then images.
@@ -71,11 +74,18 @@ def lines_of(kept: pd.DataFrame) -> list[str]:
     return [*lines, *note.split("\n")]
 
 
-def row_of(run: str, scores: Any, before: Any) -> str:
+def matrix(part: pd.DataFrame) -> Any:
+    """Return F1@.5 of a run, (seeds, images), images in order of their names."""
+    return part.pivot_table(index="seed", columns="image", values="f1_50").to_numpy()
+
+
+def row_of(run: str, part: pd.DataFrame, before: Any) -> str:
     """Return the line of a run."""
+    scores = matrix(part)
+    means = [scores.mean(), *part.groupby("group")["f1_50"].mean()[part["group"].value_counts().index]]
     found = compare(scores, before)
-    difference = f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
-    return f"| {run} | {len(scores)} | {scores.mean():.3f} | {difference} |"
+    change = "" if run == TEACHER else f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+    return f"| {run} | {len(scores)} | {' | '.join(f'{mean:.3f}' for mean in means)} | {change} |"
 
 
 if __name__ == "__main__":
