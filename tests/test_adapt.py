@@ -209,7 +209,7 @@ def test_labelled_taught_and_replayed_crops_share_a_batch(index, teacher, tmp_pa
     assert ids[0][2:] == ["0"] * 6
 
 
-def test_of_an_index_that_is_divided_the_training_images_are_replayed(index, teacher, tmp_path):
+def test_of_an_index_that_is_divided_the_training_images_are_replayed_and_others_scored(index, teacher, tmp_path):
     from cellseg.cli.training import _folder_run
 
     images = tmp_path / "images"
@@ -221,8 +221,11 @@ def test_of_an_index_that_is_divided_the_training_images_are_replayed(index, tea
         divided,
         [replace(record, split=split) for record, split in zip(records, ("train", "test", "train"), strict=True)],
     )
-    for path, split in ((divided, "train"), (index, None)):
+    for path, split, scored in ((divided, "train", ["test"]), (index, None, [])):
         run = _folder_run(images, None, str(path), str(teacher), tmp_path / "out", [])
+        assert [(one.name, one.index, one.split) for one in run.data.evaluate] == [
+            ("source", str(path), name) for name in scored
+        ]
         assert [(one.index, one.split) for one in run.data.replay] == [(str(path), split)]
         assert run.train.regularizer.kind == "none"
     alone = _folder_run(images, None, None, str(teacher), tmp_path / "out", [])

@@ -19,7 +19,10 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import cv2
+import numpy as np
 import pytest
+import tifffile
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -94,8 +97,8 @@ def world(mirror, tmp_path_factory):
             assert b"ready\n" in iter(server.stdout.readline, b""), "the server ended; its errors are above"
             try:
                 add_own_images(folder)
-                add_dsb2018(folder)
                 fill_mirror(folder / "data", mirror[1])
+                publish_dsb2018(folder, mirror[1] / "dsb2018")
                 done = run(REST, folder)
                 assert done.returncode == 0, done.stdout
                 yield run, folder
@@ -105,7 +108,8 @@ def world(mirror, tmp_path_factory):
 
 REST = """
 rm -r warm
-cellseg prepare folder --root data/dsb2018 --out data/prepared/dsb2018
+cellseg download dsb2018 --root data
+cellseg prepare dsb2018 --root data/dsb2018 --out data/prepared/dsb2018
 cellseg evaluate my_masks my_masks --out before.csv
 cp before.csv after.csv
 """
@@ -143,18 +147,29 @@ def add_own_images(folder):
     shutil.copy(folder / "my_masks/train_a.tif", folder / "first_masks")
 
 
-def add_dsb2018(folder):
-    """Lay made-up images out as data/cards/dsb2018.md wants the set to be."""
-    root, rows = folder / "data/dsb2018", ["image,split,group"]
-    for part in ("images", "labels"):
-        (root / part).mkdir(parents=True)
-    for group, line in (("fluorescence", "SynFluo"), ("stained", "SynBright")):
-        for number, (image, labels) in enumerate(made_up(folder, line, "train")[:4]):
-            name = f"{group}{number}.tif"
-            shutil.copy(image, root / "images" / name)
-            shutil.copy(labels, root / "labels" / name)
-            rows.append(f"images/{name},{'train' if number < 2 else 'val'},{group}")
-    (root / "index.csv").write_text("\n".join(rows) + "\n")
+def publish_dsb2018(folder, served):
+    """Serve made-up images of two modalities as the Data Science Bowl is published, without test images."""
+    chosen_by = (ROOT / "cellseg/datasets/dsb2018_val.txt").read_text().split()
+    served.mkdir()
+    (served / "stage1_solution.csv").write_text("ImageId,EncodedPixels,Height,Width,Usage\n")
+    with zipfile.ZipFile(served / "stage1_test.zip", "w"):
+        pass
+    with zipfile.ZipFile(served / "stage1_train.zip", "w") as archive:
+        for line in ("SynFluo", "SynBright"):
+            for number, (image, labels) in enumerate(made_up(folder, line, "train")[:4]):
+                name = chosen_by.pop() if number >= 2 else f"{line}{number}"
+                pixels, truth = tifffile.imread(image), tifffile.imread(labels)
+                pixels = (pixels >> 8 if pixels.dtype == np.uint16 else pixels).astype(np.uint8)
+                if line == "SynBright":  # a stain
+                    pixels = np.dstack([pixels, pixels // 2, pixels])
+                archive.writestr(f"{name}/images/{name}.png", png(pixels))
+                for cell in np.unique(truth[truth > 0]):
+                    archive.writestr(f"{name}/masks/{cell}.png", png(np.where(truth == cell, 255, 0).astype(np.uint8)))
+
+
+def png(image):
+    """Return the bytes of a PNG."""
+    return cv2.imencode(".png", image)[1].tobytes()
 
 
 def fill_mirror(data, served):

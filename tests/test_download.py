@@ -142,6 +142,18 @@ def test_second_run_restores_only_what_is_missing(toy, tmp_path):
     assert (tmp_path / "images/a.tif").read_bytes() == b"A" * 5000
 
 
+def test_an_archive_without_a_folder_of_its_own_gets_one(monkeypatch, server, tmp_path):
+    """As DSB2018 is published: two archives of samples side by side, which may share names."""
+    archives = {name: zipped({"a/images/a.png": name.encode()}) for name in ("stage1_train", "stage1_test")}
+    server.files = {f"/{name}.zip": archive for name, archive in archives.items()} | {"/stage1_solution.csv": b"x"}
+    download("dsb2018", tmp_path, base_url=server.url, accept_licence=True)
+    for name in archives:
+        assert (tmp_path / name / "a/images/a.png").read_bytes() == name.encode()
+    assert {path for path in tree(tmp_path) if path.endswith(".sha256")} == {
+        "stage1_train.zip.sha256", "stage1_test.zip.sha256", "stage1_solution.csv.sha256",
+    }  # fmt: skip
+
+
 def test_nothing_is_asked_before_the_licence_is_accepted(toy, tmp_path):
     with pytest.raises(CellsegError, match=r"(?s)accept the licence.*Public domain"):
         download("toy", tmp_path)
@@ -240,7 +252,7 @@ def test_only_tls_or_this_machine(server, tmp_path):
     for url in ("http://example.org/x", "ftp://localhost/x", "file:///etc/passwd", "http://localhost.example.org/x"):
         with pytest.raises(CellsegError, match="wanted an https address"):
             download("livecell", tmp_path, base_url=url, accept_licence=True)
-    for name in ("livecell", "neurips"):
+    for name in ("livecell", "neurips", "dsb2018"):
         assert module.SOURCES[name].base_url.startswith("https://")
 
 
@@ -259,13 +271,14 @@ def test_redirect_on_this_machine_is_followed(server, tmp_path):
 
 
 def test_unknown_data_set_is_named(tmp_path):
-    with pytest.raises(CellsegError, match="known are livecell, neurips"):
+    with pytest.raises(CellsegError, match="known are livecell, neurips, dsb2018"):
         download("cellpose", tmp_path, accept_licence=True)
 
 
 def test_licences_name_their_terms():
     assert "CC BY-NC 4.0" in licence("livecell")
     assert "CC BY-NC-ND 4.0" in licence("neurips")
+    assert "CC0" in licence("dsb2018")
     assert all(re.fullmatch("[0-9a-f]{64}", f.sha256) for f in module.SOURCES["neurips"].files)
 
 

@@ -70,7 +70,7 @@ def test_every_row_is_in_a_table_or_starts_another_and_every_table_names_rows():
 
 @pytest.mark.parametrize(("row", "labelled"), [("n0_default", False), ("n5_default", True)])
 def test_the_rows_of_the_command_as_it_is_have_its_settings(row, labelled, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "_replayed", lambda *_: [{"index": "of_the_source.csv"}])
+    monkeypatch.setattr(training, "_replayed", lambda *_: {"replay": [{"index": "of_the_source.csv"}]})
     (tmp_path / "images").mkdir()
     tifffile.imwrite(tmp_path / "images/a.tif", np.zeros((64, 64), np.uint8))
     write_labels(tmp_path / "labels/a.tif", np.eye(64, dtype=np.int32))

@@ -8,8 +8,10 @@ import pytest
 import tifffile
 
 from cellseg.core import CellsegError
+from cellseg.datasets.dsb2018 import modality
 from cellseg.datasets.rendering import STYLES, Cell, draw_cells, paint_labels, render
 from cellseg.datasets.synthetic import USUAL, polygon_of, write_synthetic
+from cellseg.images import read_image
 
 SIZE = (96, 128)
 NAME = re.compile(r"^Syn[A-Za-z]+_Phase_(?P<well>[A-H]\d+)_1_\d\dd\d\dh\d\dm_[12]\.tif$")
@@ -192,10 +194,31 @@ def test_flat_cells_fill_islands_and_are_as_grey_as_the_ground():
         assert abs(np.median(image[labels > 0]) - np.median(image[labels == 0])) < 6
 
 
+def test_nuclei_of_stained_tissue_are_darker_than_what_lies_around_them():
+    size = (128, 160)
+    colourful = []
+    for seed in range(8):
+        cells = draw_cells(np.random.default_rng(seed), size, "stained")
+        image = render(np.random.default_rng(seed), cells, size, "stained")
+        assert (image.shape, image.dtype) == ((*size, 3), np.uint8)
+        inside = paint_labels(cells, size) > 0
+        assert np.median(image[inside].mean(axis=1)) < 0.9 * np.median(image[~inside].mean(axis=1))
+        colourful.append(modality(image) == "stained")
+    assert 4 <= sum(colourful) < 8  # one in six is grey
+
+
+def test_stained_tissue_is_written_in_colour(tmp_path):
+    folder = write_synthetic(tmp_path, n_train=1, n_val=0, n_test=0, n_unlabelled=0, lines=["SynStain"], size=SIZE)
+    (path,) = folder.rglob("*.tif")
+    with tifffile.TiffFile(path) as file:
+        assert (file.pages[0].photometric.name, file.pages[0].shape) == ("RGB", (*SIZE, 3))
+    assert read_image(path).shape == (*SIZE, 3)
+
+
 def test_the_command_names_a_line_it_does_not_know(tmp_path):
     from cellseg.cli.data import prepare as command
 
-    with pytest.raises(CellsegError, match=r"synthetic lines must be some of .*SynSheet, got SynOdd"):
+    with pytest.raises(CellsegError, match=r"synthetic lines must be some of .*SynStain, got SynOdd"):
         command("synthetic", tmp_path / "in", tmp_path / "out", lines="SynSheet,SynOdd")
     with pytest.raises(CellsegError, match="prepare folder: --lines has no meaning there"):
         command("folder", tmp_path / "in", tmp_path / "out", lines="SynSheet")

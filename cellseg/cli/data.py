@@ -14,12 +14,12 @@ from cellseg.core import CellsegError
 
 @app.command()
 def download(
-    dataset: Annotated[str, typer.Argument(help="livecell or neurips.")],
+    dataset: Annotated[str, typer.Argument(help="livecell, neurips or dsb2018.")],
     root: Annotated[Path, typer.Option(help="Where the files go.")] = Path("data"),
     accept_licence: Annotated[bool, typer.Option("--accept-licence", help="Do not ask.")] = False,
 ) -> None:
     """Download a data set with resume and checksums; its licence is shown first."""
-    check_known("data set", dataset, ("livecell", "neurips"))
+    check_known("data set", dataset, ("livecell", "neurips", "dsb2018"))
     from cellseg.datasets.download import download as fetch
     from cellseg.datasets.download import licence
 
@@ -31,7 +31,7 @@ def download(
 
 @app.command()
 def prepare(  # noqa: PLR0913 (options of a command line)
-    dataset: Annotated[str, typer.Argument(help="livecell, neurips, folder or synthetic.")],
+    dataset: Annotated[str, typer.Argument(help="livecell, neurips, dsb2018, folder or synthetic.")],
     root: Annotated[Path, typer.Option(help="Where the images are (for synthetic: where they are written).")],
     out: Annotated[Path, typer.Option(help="Where index.csv and labels/ go.")],
     split_by: Annotated[str, typer.Option(help="LIVECell: 'json' (official) or 'well' (grouped by well).")] = "json",
@@ -46,7 +46,8 @@ def prepare(  # noqa: PLR0913 (options of a command line)
     clusters: Annotated[int | None, typer.Option(help="NeurIPS: how many groups to look for.")] = None,
     form: Annotated[str, typer.Option(help="Synthetic: form of 'livecell' or 'neurips'.")] = "livecell",
     lines: Annotated[
-        str | None, typer.Option(help="Synthetic: made-up lines, of SynFluo,SynPhase,SynBright,SynDic,SynSheet.")
+        str | None,
+        typer.Option(help="Synthetic: lines, of SynFluo,SynPhase,SynBright,SynDic,SynSheet,SynStain."),
     ] = None,
     on_error: OnError = "stop",
     seed: Seed = 0,
@@ -56,7 +57,7 @@ def prepare(  # noqa: PLR0913 (options of a command line)
     Files that cannot be used are listed in left_out.csv; with any of them there is no index, unless they may be
     skipped.
     """
-    check_known("data set", dataset, ("livecell", "neurips", "folder", "synthetic"))
+    check_known("data set", dataset, ("livecell", "neurips", "dsb2018", "folder", "synthetic"))
     check_known("form", form, ("livecell", "neurips"))
     used = form if dataset == "synthetic" else dataset
     _check_used(used, partial=partial, modalities=modalities, clusters=clusters, val_fraction=val_fraction or None)
@@ -75,6 +76,10 @@ def prepare(  # noqa: PLR0913 (options of a command line)
         index = prepare_neurips(
             root, out, modalities=modalities, clusters=clusters, partial=partial, seed=seed, dataset=name
         )
+    elif used == "dsb2018":
+        from cellseg.datasets.dsb2018 import prepare_dsb2018
+
+        index = prepare_dsb2018(root, out)
     else:
         from cellseg.datasets.livecell import prepare_livecell
 

@@ -44,8 +44,8 @@ def adapt(  # noqa: PLR0913 (options of a command line)
     replay: Annotated[
         str | None,
         typer.Option(
-            help="What keeps in mind what the model knows: an index.csv of labelled images of it; 'made-up' images, "
-            "the default with the shipped teacher; or 'none', the default with other models."
+            help="What keeps in mind what the model knows: an index.csv of labelled images of it, whose test images "
+            "are then scored; 'made-up' images, the default with the shipped teacher; or 'none', that with others."
         ),
     ] = None,
     model: Annotated[
@@ -126,21 +126,28 @@ def _run_folder(config: Path, seed: int) -> Path:
     return RUNS / config.stem / f"s{seed}"
 
 
-def _replayed(replay: str, out: Path) -> list[dict[str, str]]:
-    """Select the training images of an index, or all of one that is not divided: scores elsewhere are to stay clean."""
+def _replayed(replay: str, out: Path) -> dict[str, list[dict[str, str]]]:
+    """Select what is replayed, of a divided index its training images, and the source images that are then scored."""
     if replay == "none":
-        return []
+        return {"replay": []}
     if replay == "made-up":
         from cellseg.datasets.made_up import prepare_made_up
 
-        say(f"made-up images are replayed, so that less is forgotten; they lie in {out / 'made_up'}")
-        return [{"index": str(prepare_made_up(out / "made_up"))}]
+        say(
+            f"made-up images are replayed, so that less is forgotten; they lie in {out / 'made_up'}\n"
+            "the real ones that the teacher learned from hold more: cellseg download dsb2018, cellseg prepare dsb2018, "
+            "and --replay with their index"
+        )
+        return {"replay": [{"index": str(prepare_made_up(out / "made_up"))}]}
     from cellseg.datasets.index import read_index
 
     if not Path(replay).is_file():
         raise CellsegError(f"--replay {replay}: no such index; wanted an index.csv, 'made-up' or 'none'")
-    divided = any(record.split == "train" for record in read_index(Path(replay)))
-    return [{"index": replay} | ({"split": "train"} if divided else {})]
+    splits = {record.split for record in read_index(Path(replay)) if record.label_kind == "instances"}
+    if "train" not in splits:
+        return {"replay": [{"index": replay}]}
+    scored = [{"name": "source", "index": replay, "split": one} for one in ("test", "val") if one in splits]
+    return {"replay": [{"index": replay, "split": "train"}], "evaluate": scored[:1]}
 
 
 def _folder_run(
@@ -162,14 +169,14 @@ def _folder_run(
         "train": {"init": init, "batch_size": 6, "crop_size": 192, "warmup_steps": 30}
         | ({"steps": 600, "lr": 1e-3} if labels else {"steps": 400, "lr": 5e-4})
         | {"weight_decay": 0.0, "ema": 0.99, "validate_every": 40, "save_every": 40}
-        | ({} if replayed else {"regularizer": {"kind": "l2sp", "alpha": 0.003}})
+        | ({} if replayed["replay"] else {"regularizer": {"kind": "l2sp", "alpha": 0.003}})
         | ({"freeze_norm_statistics": True} if config.norm == "batch" else {}),
         "adapt": {"batch_size": 6, "round_steps": 140} | ({"labels_first": 0.4, "replay": 0.3} if labels else {}),
         "data": {
             "unlabelled": [{"index": index}],
             "train": [{"index": index}] if labels else [],
-            "replay": replayed,
-        },
+        }
+        | replayed,
     }
     for override in overrides:
         values = merge(values, parse_override(override))

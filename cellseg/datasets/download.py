@@ -1,4 +1,4 @@
-"""Fetch LIVECell and NeurIPS 2022 from their owners, resuming where an earlier attempt stopped.
+"""Fetch LIVECell, NeurIPS 2022 and DSB2018 from their owners, resuming where an earlier attempt stopped.
 
 Nothing starts before the licence is accepted. Files travel over TLS, are checked against the published SHA-256 or,
 where none is published, against the one recorded beside the file by the first download, and are unpacked without
@@ -47,10 +47,13 @@ class RemoteFile:
         Below the base URL, and below the local folder, with forward slashes.
     sha256 : str or None
         As published; None where the owner publishes none.
+    into : str
+        Folder below the local one into which an archive without a folder of its own is unpacked.
     """
 
     path: str
     sha256: str | None = None
+    into: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,17 @@ SOURCES = {
         ),
         citation="Ma et al., The multimodality cell segmentation challenge, Nature Methods 21, 1103-1113 (2024)",
     ),
+    "dsb2018": Source(
+        title="Data Science Bowl 2018, stage 1 (BBBC038v1; about 90 MB)",
+        base_url="https://data.broadinstitute.org/bbbc/BBBC038",
+        files=(
+            RemoteFile("stage1_train.zip", into="stage1_train"),
+            RemoteFile("stage1_test.zip", into="stage1_test"),
+            RemoteFile("stage1_solution.csv"),
+        ),
+        licence="Creative Commons Zero 1.0 (CC0, public domain), https://creativecommons.org/publicdomain/zero/1.0/",
+        citation="Caicedo et al., Nucleus segmentation across imaging experiments, Nature Methods 16, 1247-1253 (2019)",
+    ),
 }
 
 
@@ -112,7 +126,7 @@ def download(name: str, root: str | Path, *, base_url: str | None = None, accept
 
     Parameters
     ----------
-    name : {"livecell", "neurips"}
+    name : {"livecell", "neurips", "dsb2018"}
         Which data set.
     root : str or Path
         Folder to fill; the archives stay there, so that a second run knows them.
@@ -145,7 +159,7 @@ def download(name: str, root: str | Path, *, base_url: str | None = None, accept
                 fetch(f"{base}/{remote.path}", path)
             verify(path, remote.sha256)
             if path.suffix == ".zip":
-                unpack(path, root)
+                unpack(path, root / remote.into)
     except OSError as error:
         raise CellsegError(f"{root}: cannot be written ({error.strerror or error})") from error
     return root

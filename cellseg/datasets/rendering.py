@@ -1,7 +1,7 @@
-"""Draw made-up cells and render them as fluorescence, phase contrast of thick or of flat cells, bright field or DIC.
+"""Draw made-up cells and render them in six looks, from fluorescence over phase contrast and DIC to stained tissue.
 
 The shapes are drawn first (touching clusters; round, long and curved, tiny and large cells in every image), then
-one of five looks. It imitates what matters to a segmenter (contrast, halo, blur, noise, illumination), not optics:
+one of the looks. It imitates what matters to a segmenter (contrast, halo, blur, noise, illumination), not optics:
 nothing learned here says anything about a real microscope.
 """
 
@@ -25,6 +25,7 @@ _MIX = {
     "brightfield": (0.50, 0.15, 0.20, 0.10, 0.05),
     "dic": (0.50, 0.15, 0.15, 0.12, 0.08),
     "sheet": (0.25, 0.25, 0.10, 0.05, 0.35),
+    "stained": (0.66, 0.06, 0.08, 0.20, 0.0),
 }
 """Shares of the shapes in each look, in the order of ``_KINDS``."""
 
@@ -33,6 +34,9 @@ STYLES = tuple(_MIX)
 
 _DENSITY = {"sheet": (4, 30)}
 """Cells in 256 x 320 pixels, beside those of islands, where it is not the usual."""
+
+_STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
+"""What a unit of haematoxylin and of eosin absorbs of red, green and blue (Ruifrok and Johnston 2001, table 1)."""
 
 _MIN_AREA = 25
 _TRIES = 12
@@ -101,12 +105,14 @@ def render(
 
     Returns
     -------
-    ndarray, shape (H, W)
+    ndarray, shape (H, W), for stained tissue (H, W, 3)
         uint16 with a camera offset of 400 for fluorescence, uint8 for the others.
     """
     labels = paint_labels(cells, size)
     if style == "fluorescence":
         return _fluorescence(rng, labels, len(cells))
+    if style == "stained":
+        return _stained(rng, labels, len(cells))
     rounded = np.array([False, *(cell.rounded for cell in cells)])[labels]
     draw = {"phase": _phase, "brightfield": _brightfield, "dic": _dic, "sheet": _sheet}[style]
     image = np.clip(np.rint(draw(rng, labels, rounded, len(cells))), 0, 255)
@@ -281,6 +287,31 @@ def _sheet(rng: np.random.Generator, labels: Labels, rounded: NDArray[np.bool_],
     image = 128 + 5 * _illumination(rng, size) + rng.uniform(0.6, 1.4) * _blur(signal, rng.uniform(0.4, 0.8))
     dirt = _debris(rng, size, most=int(rng.integers(12, 160)))
     return np.asarray(image + dirt + rng.normal(0, rng.uniform(0.8, 2.8), size), np.float32)
+
+
+def _stained(rng: np.random.Generator, labels: Labels, count: int) -> NDArray[np.uint8]:
+    """Dark nuclei in paler tissue, some out of focus and no cells of anyone; one image in six is grey.
+
+    Light is absorbed as Beer and Lambert say, by two stains whose colours differ from image to image.
+    """
+    size = labels.shape
+    inside = (labels > 0).astype(np.float32)
+    depth = _depth(labels)
+    amount = np.exp(_per_cell(rng, labels, count, -0.5, 0.6)) * inside * rng.uniform(0.5, 1.3)
+    membrane = 1 + rng.uniform(0, 0.6) * np.exp(-((depth - 1.5) ** 2) / 2)
+    chromatin = np.clip(1 + rng.uniform(0.1, 0.45) * _texture(rng, size, 1.2, 4), 0.3, 2)
+    ghosts = _blur(np.roll(amount, tuple(rng.integers(30, 200, 2)), (0, 1)), rng.uniform(3, 6))
+    tissue = rng.uniform(0, 0.3) * _blur(inside, rng.uniform(6, 16)) + rng.uniform(0, 0.25)
+    fibres = 1 + 0.35 * _texture(rng, size, rng.uniform(1, 3), rng.uniform(6, 14))
+    nuclear = _blur(amount * membrane * chromatin, rng.uniform(0.6, 1.4)) + rng.uniform(0, 0.4) * ghosts * (1 - inside)
+    stains = np.clip(_STAINS + rng.normal(0, 0.12, (2, 3)), 0.02, None)
+    around = np.clip(tissue * fibres, 0, None) * (1 + 0.3 * _illumination(rng, size))
+    absorbed = np.stack([nuclear + rng.uniform(0, 0.5) * around, around], axis=-1) @ stains
+    image = rng.uniform(215, 245) * np.exp(-absorbed)
+    if rng.random() < 1 / 6:
+        image = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)
+    image += rng.normal(0, rng.uniform(1, 4), size)[..., None]
+    return np.asarray(np.clip(np.rint(image), 0, 255), np.uint8)
 
 
 def _dic(rng: np.random.Generator, labels: Labels, rounded: NDArray[np.bool_], count: int) -> Field:

@@ -2,8 +2,8 @@
 
 For a demonstration and for tests that need no download: everything from ``cellseg prepare`` on runs as on the real
 set. Four cell "lines" are four modalities (fluorescence, phase contrast, bright field, DIC), so that adapting a network
-from one to another has something to do; a fifth, flat cells in phase contrast, is written where it is asked for. The
-images are synthetic; a score on them says nothing of a real microscope.
+from one to another has something to do; two more, flat cells in phase contrast and stained tissue, are written where
+they are asked for. The images are synthetic; a score on them says nothing of a real microscope.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ LINES = {
     "SynBright": "brightfield",
     "SynDic": "dic",
     "SynSheet": "sheet",
+    "SynStain": "stained",
 }
 """The made-up cell lines and the look of each."""
 
@@ -156,8 +157,8 @@ def _write_image(out: Path, which: tuple[int, str, str, int], size: tuple[int, i
 def _write_tiff(path: Path, image: NDArray[np.generic]) -> None:
     with atomic_path(path) as temporary:
         tifffile.imwrite(
-            temporary, image, compression="lzw", predictor=True, rowsperstrip=11, photometric="minisblack",
-            metadata=None, software=False,
+            temporary, image, compression="lzw", predictor=True, rowsperstrip=11,
+            photometric="minisblack" if image.ndim == 2 else "rgb", metadata=None, software=False,
         )  # fmt: skip
 
 
