@@ -92,6 +92,8 @@ experiments: setup ## The rows of the comparison tables; resumes: make experimen
 	done; \
 	$(CELLSEG) prepare synthetic --seed 101 --lines SynFluo,SynPhase,SynSheet \
 	  --root data/synthetic_replay --out data/prepared/synthetic_replay; \
+	$(CELLSEG) prepare synthetic --seed 101 --lines SynStain \
+	  --root data/synthetic_stain --out data/prepared/synthetic_stain; \
 	$(BIN)/python experiments/run_all.py $(if $(HOURS),--hours $(HOURS)) $(if $(filter command line,$(origin EXP)),--only $(EXP)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(RERUN),--rerun); \
 	$(BIN)/python experiments/archive.py
 

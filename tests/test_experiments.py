@@ -40,6 +40,7 @@ SETS = (
     "ctc_fluo_n2dl_hela",
     "neurips2022_weak",
     "synthetic_replay",
+    "synthetic_stain",
 )
 
 

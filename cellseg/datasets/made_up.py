@@ -15,14 +15,14 @@ EACH = 40
 
 
 def prepare_made_up(folder: Path) -> Path:
-    """Write and prepare made-up images of every kind that the shipped teacher learned from; return their index.
+    """Write and prepare made-up images of every kind that the shipped teacher knows; return their index.
 
-    Fluorescence, phase contrast and sheets of flat cells, images of 256 × 320 pixels, all for training. What is there
-    already is taken as it is.
+    Fluorescence, phase contrast, sheets of flat cells and stained tissue, images of 256 × 320 pixels, all for training.
+    What is there already is taken as it is.
     """
     index = folder / "index.csv"
     if not index.exists():
-        lines = ("SynFluo", "SynPhase", "SynSheet")
+        lines = ("SynFluo", "SynPhase", "SynSheet", "SynStain")
         root = write_synthetic(
             folder / "files", seed=SEED, lines=lines, n_train=EACH, n_val=0, n_test=0, n_unlabelled=0
         )
