@@ -245,8 +245,9 @@ def test_the_shipped_teacher_is_kept_in_mind_by_made_up_images(index, teacher, t
     run = _folder_run(images, None, None, None, out, [])
     assert run.train.regularizer.kind == "none"
     (replayed,) = run.data.replay
-    assert [record.group for record in read_index(Path(replayed.index))] == ["SynFluo", "SynPhase", "SynSheet", "SynStain"]
-    assert all(record.has_labels for record in read_index(Path(replayed.index)))
+    records = read_index(Path(replayed.index))
+    assert [record.group for record in records] == ["SynFluo", "SynPhase", "SynSheet", "SynStain"]
+    assert all(record.has_labels for record in records)
     written = (out / "made_up" / "index.csv").stat().st_mtime_ns
     assert _folder_run(images, None, "made-up", str(teacher), out, []).data.replay == run.data.replay
     assert (out / "made_up" / "index.csv").stat().st_mtime_ns == written

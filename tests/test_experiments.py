@@ -69,13 +69,13 @@ def test_every_row_is_in_a_table_or_starts_another_and_every_table_names_rows():
         run_all.run_file("n5_nothing")
 
 
-@pytest.mark.parametrize(("row", "labelled"), [("n0_default", False), ("n5_default", True)])
-def test_the_rows_of_the_command_as_it_is_have_its_settings(row, labelled, tmp_path, monkeypatch):
+@pytest.mark.parametrize("row", ["n0_default", "n5_default", "n5_default_replay"])
+def test_the_rows_of_the_command_as_it_is_have_its_settings(row, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "_replayed", lambda *_: {"replay": [{"index": "of_the_source.csv"}]})
     (tmp_path / "images").mkdir()
     tifffile.imwrite(tmp_path / "images/a.tif", np.zeros((64, 64), np.uint8))
     write_labels(tmp_path / "labels/a.tif", np.eye(64, dtype=np.int32))
-    labels = tmp_path / "labels" if labelled else None
+    labels = tmp_path / "labels" if row.startswith("n5") else None
     made = training._folder_run(tmp_path / "images", labels, None, None, tmp_path / "out", [])
     asked = load_config(ROOT / "rows" / f"{row}.toml")
     for part in ("model", "augment", "augment_replay", "train", "adapt"):
