@@ -47,7 +47,7 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-data: setup ## Download a data set: make data DATASET=livecell|neurips
+data: setup ## Download a data set: make data DATASET=livecell|neurips|dsb2018
 	$(CELLSEG) download $(DATASET) --root data
 
 preprocess: setup ## Index a downloaded data set (of NeurIPS one published file is cut short): make preprocess DATASET=livecell
@@ -167,10 +167,14 @@ fuzz: setup ## Throw damaged inputs at every reader: 2,400 cases, then propertie
 	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest -q tests/test_properties.py
 
 teacher: setup ## Make the shipped teacher anew: made-up images, four trainings (hours of two cores), scores, weights, card; resumes
-	@if [ ! -d $(SHARED) ]; then echo "make teacher: skipped, the real samples are not in $(SHARED)"; exit 0; fi; \
-	set -e; \
-	$(CELLSEG) prepare livecell --root $(SHARED)/livecell --out data/prepared/livecell; \
-	$(CELLSEG) prepare folder --root $(SHARED)/dsb2018 --out data/prepared/dsb2018; \
+	@set -e; \
+	if [ -d $(SHARED) ]; then \
+	  $(CELLSEG) prepare livecell --root $(SHARED)/livecell --out data/prepared/livecell; \
+	  $(CELLSEG) prepare folder --root $(SHARED)/dsb2018 --out data/prepared/dsb2018; \
+	fi; \
+	for set in dsb2018 livecell; do if [ ! -f data/prepared/$$set/index.csv ]; then \
+	  echo "make teacher: skipped, $$set is not there; make data and make preprocess DATASET=$$set bring it"; exit 0; \
+	fi; done; \
 	for seed in 101 102 103; do \
 	  $(CELLSEG) prepare synthetic --seed $$seed --lines SynFluo,SynPhase \
 	    --root data/synthetic_teacher/$$seed --out data/prepared/synthetic_teacher_$$seed; \
