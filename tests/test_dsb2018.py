@@ -85,6 +85,16 @@ def test_the_images_that_chose_the_teacher_are_validation_images(root, tmp_path)
     assert [record.id for record in records if record.split == "val"] == [name]
 
 
+def test_an_archive_with_a_folder_of_its_own_is_read_too(root, tmp_path):
+    (root / "inner").mkdir()
+    (root / "stage1_train").rename(root / "inner" / "stage1_train")
+    (root / "inner").rename(root / "stage1_train")
+    (root / "stage1_train" / "__MACOSX" / "a" / "images").mkdir(parents=True)
+    (root / "stage1_train" / "__MACOSX" / "a" / "images" / "._a.png").write_bytes(b"no image")
+    records = read_index(prepare_dsb2018(root, tmp_path / "out"))
+    assert [record.id for record in records if record.split == "train"] == ["a", "b", "c"]
+
+
 def test_without_test_images_the_solution_is_not_wanted(root, tmp_path):
     shutil.rmtree(root / "stage1_test")
     (root / "stage1_solution.csv").unlink()

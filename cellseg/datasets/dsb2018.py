@@ -145,8 +145,9 @@ def modality(image: NDArray[Any]) -> str:
 
 
 def _images(folder: Path) -> list[Path]:
-    """Return the image of every sample in the order of their names."""
-    return sorted(path for path in folder.glob("*/images/*.png") if path.stem == path.parent.parent.name)
+    """Return the image of every sample in the order of their names, in this folder or in one of its own within it."""
+    found = (path for pattern in ("*/images/*.png", "*/*/images/*.png") for path in folder.glob(pattern))
+    return sorted((path for path in found if path.stem == path.parent.parent.name), key=lambda path: path.name)
 
 
 def _read_solution(path: Path) -> Runs:
