@@ -166,7 +166,7 @@ fuzz: setup ## Throw damaged inputs at every reader: 2,400 cases, then propertie
 	$(BIN)/python tests/faults/fuzz.py --seed $(SEED) --shared $(SHARED)
 	FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest -q tests/test_properties.py
 
-teacher: setup ## Make the shipped teacher anew: made-up images, four trainings (hours of two cores), scores, weights, card; resumes
+teacher: setup ## Train the shipped teacher anew and put it in its place: made-up images, four trainings (hours of two cores), scores, weights, card; resumes
 	@set -e; \
 	if [ -d $(SHARED) ]; then \
 	  $(CELLSEG) prepare livecell --root $(SHARED)/livecell --out data/prepared/livecell; \

@@ -221,7 +221,13 @@ def test_of_an_index_that_is_divided_the_training_images_are_replayed_and_others
         divided,
         [replace(record, split=split) for record, split in zip(records, ("train", "test", "train"), strict=True)],
     )
-    for path, split, scored in ((divided, "train", ["test"]), (index, None, [])):
+    partial_only = tmp_path / "partial.csv"
+    write_index(
+        partial_only,
+        [replace(one, label_kind="partial") if one.id == "0" else one for one in read_index(divided)[:2]],
+    )
+    cases = ((divided, "train", ["test"]), (partial_only, "train", ["test"]), (index, None, []))
+    for path, split, scored in cases:
         run = _folder_run(images, None, str(path), str(teacher), tmp_path / "out", [])
         assert [(one.name, one.index, one.split) for one in run.data.evaluate] == [
             ("source", str(path), name) for name in scored

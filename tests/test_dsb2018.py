@@ -114,6 +114,23 @@ def test_what_cannot_be_used_is_left_out_and_named(root, tmp_path):
     assert "1 of 4 masks are empty or covered by others; left out" in report
 
 
+def test_a_truth_of_another_size_is_left_out(root, tmp_path):
+    solution = root / "stage1_solution.csv"
+    solution.write_text(solution.read_text().replace("24,32", "32,24"))
+    index = prepare_dsb2018(root, tmp_path / "out")
+    assert "d" not in [record.id for record in read_index(index)]
+    assert "the truth is 32 × 24 but the image 24 × 32; left out" in index.with_name("report.md").read_text()
+
+
+def test_images_known_to_be_badly_labelled_are_left_out_without_stopping_anyone(root, tmp_path):
+    name = "7b38c9173ebe69b4c6ba7e703c0c27f39305d9b2910f46405993d2ea7a963b80"
+    write_sample(root / "stage1_train", name, DARK, LABELS)
+    index = prepare_dsb2018(root, tmp_path / "out")
+    assert name not in [record.id for record in read_index(index)]
+    assert f"`{name}`: no nucleus is annotated; left out" in index.with_name("report.md").read_text()
+    assert not index.with_name("left_out.csv").exists()
+
+
 def test_a_smaller_nucleus_lies_on_top():
     small, large = np.zeros((6, 6), bool), np.zeros((6, 6), bool)
     small[2:4, 2:4], large[1:5, 1:5] = True, True
@@ -143,9 +160,10 @@ def test_wrong_run_lengths_are_refused(text):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
+        (lambda root: shutil.copytree(root / "stage1_train/a", root / "stage1_train/b/a"), "'a' is there twice"),
         (lambda root: shutil.rmtree(root / "stage1_train"), "wanted stage1_train/<id>/images/<id>.png"),
         (lambda root: (root / "stage1_solution.csv").unlink(), "it holds the truth of the images in stage1_test"),
-        (lambda root: (root / "stage1_solution.csv").write_text("a,b\n1,2\n"), "wanted columns ImageId and Encoded"),
+        (lambda root: (root / "stage1_solution.csv").write_text("a,b\n1,2\n"), "wanted columns ImageId, Encoded"),
         (lambda root: (root / "stage1_solution.csv").write_bytes(b"\xff\xfe\x00\x81"), "wanted columns ImageId"),
         (lambda root: (root / "stage1_solution.csv").write_text(""), "wanted columns ImageId"),
     ],

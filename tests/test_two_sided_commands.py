@@ -77,6 +77,26 @@ def test_a_run_without_labels_is_reported_before_and_after(user_run, monkeypatch
     assert [path.stat().st_mtime_ns for path in made] == times  # segmented once
 
 
+def test_where_only_the_source_is_scored_the_users_images_are_shown_too(user_run, monkeypatch, capsys):
+    source = user_run.parent / "source"
+    source.mkdir()
+    index = write_images(source, ("a",))
+    values = json.loads((user_run / "config.json").read_text())
+    values["data"] |= {"replay": [{"index": str(index)}], "evaluate": [{"name": "source", "index": str(index)}]}
+    (user_run / "config.json").write_text(json.dumps(values))
+    assert command(monkeypatch, capsys, "report", user_run, "--device", "cpu")[0] == 0  # nothing is scored yet
+    assert "Nothing was scored: without true labels nobody knows" in (user_run / "report.html").read_text("utf-8")
+    assert command(monkeypatch, capsys, "evaluate", user_run, "--device", "cpu")[0] == 0
+    assert command(monkeypatch, capsys, "report", user_run, "--device", "cpu")[0] == 0
+    text = (user_run / "report.html").read_text(encoding="utf-8")
+    assert "On 1 source image mean F1@0.5" in text
+    assert "In 2 images without labels teach found" in text
+    assert "Of the images that it was adapted to none was scored" in text
+    assert text.count('<article class="view"') == 3
+    assert command(monkeypatch, capsys, "report", user_run, "--set", "source", "--device", "cpu")[0] == 0
+    assert "In 2 images without labels" not in (user_run / "report.html").read_text(encoding="utf-8")
+
+
 def test_images_without_labels_are_shown_also_where_an_index_is_to_tell_the_scale(user_run, monkeypatch, capsys):
     values = json.loads((user_run / "config.json").read_text())
     (user_run / "config.json").write_text(json.dumps(values | {"predict": {"diameter": "index"}}))

@@ -101,19 +101,17 @@ def conclude(folder: Path, how: Scoring, *, evaluate: bool) -> None:
 
 
 def look_at_unlabelled(runs: Sequence[Path], device: str) -> None:
-    """Segment, before and after, the images that adaptations without anything to score are reported by.
+    """Segment, before and after, the images that adaptations whose target is not scored are reported by.
 
     They are those that a run watched, else the first of each group, and lie under ``predictions/unlabelled`` of the
-    run and of ``RUN/start``. Nothing is done where something is scored, or for images that are there already.
+    run and of ``RUN/start``. Nothing is done for images that are there already.
     """
-    from cellseg.report.runs import is_label_free, seed_folders
+    from cellseg.report.runs import lacks_target, seed_folders
 
     folders = [seed for run in runs for seed in seed_folders(run)]
-    if any((folder / "scores").is_dir() or not (folder / "config.json").is_file() for folder in folders):
-        return
-    for folder in folders:
-        run = run_config(folder)
-        if is_label_free(run):
+    configs = {folder: run_config(folder) for folder in folders if (folder / "config.json").is_file()}
+    if len(configs) == len(folders) and all(lacks_target(run) for run in configs.values()):
+        for folder, run in configs.items():
             _segment_both(folder, run, device)
 
 

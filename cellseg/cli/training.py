@@ -44,8 +44,9 @@ def adapt(  # noqa: PLR0913 (options of a command line)
     replay: Annotated[
         str | None,
         typer.Option(
-            help="What keeps in mind what the model knows: an index.csv of labelled images of it, whose test images "
-            "are then scored; 'made-up' images, the default with the shipped teacher; or 'none', that with others."
+            help="What keeps in mind what the model knows: an index.csv of labelled images of it, whose test (else "
+            "val) images are then scored; 'made-up' images, the default with the shipped teacher; or 'none', the "
+            "default with any other model."
         ),
     ] = None,
     model: Annotated[
@@ -133,21 +134,24 @@ def _replayed(replay: str, out: Path) -> dict[str, list[dict[str, str]]]:
     if replay == "made-up":
         from cellseg.datasets.made_up import prepare_made_up
 
-        say(
-            f"made-up images are replayed, so that less is forgotten; they lie in {out / 'made_up'}\n"
-            "the real ones that the teacher learned from hold more: cellseg download dsb2018, cellseg prepare dsb2018, "
-            "and --replay with their index"
-        )
+        say(f"made-up images are replayed, so that less is forgotten; they lie in {out / 'made_up'}")
         return {"replay": [{"index": str(prepare_made_up(out / "made_up"))}]}
     from cellseg.datasets.index import read_index
 
     if not Path(replay).is_file():
         raise CellsegError(f"--replay {replay}: no such index; wanted an index.csv, 'made-up' or 'none'")
-    splits = {record.split for record in read_index(Path(replay)) if record.label_kind == "instances"}
-    if "train" not in splits:
+    records = read_index(Path(replay))
+    if not any(record.split == "train" for record in records):
         return {"replay": [{"index": replay}]}
-    scored = [{"name": "source", "index": replay, "split": one} for one in ("test", "val") if one in splits]
+    known = {record.split for record in records if record.label_kind == "instances"}
+    scored = [{"name": "source", "index": replay, "split": split} for split in ("test", "val") if split in known]
     return {"replay": [{"index": replay, "split": "train"}], "evaluate": scored[:1]}
+
+
+_BETTER_REPLAY = """the real images that the teacher learned from hold it better than made-up ones (90 MB, once):
+  cellseg download dsb2018 --root data
+  cellseg prepare dsb2018 --root data/dsb2018 --out data/prepared/dsb2018
+  cellseg adapt … --replay data/prepared/dsb2018/index.csv"""
 
 
 def _folder_run(
@@ -161,6 +165,8 @@ def _folder_run(
 
     init = TEACHER if model is None or model == TEACHER else str(resolve_weights(model))
     _, config, _ = load_weights(init)
+    if replay is None and init == TEACHER:
+        say(_BETTER_REPLAY)
     replayed = _replayed(replay or ("made-up" if init == TEACHER else "none"), out)
     index = str(prepare_folder(images, out / "data", labels=labels))
     values: dict[str, Any] = {

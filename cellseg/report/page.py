@@ -87,7 +87,11 @@ def write_page(
             folder = method.first.folder
             raise CellsegError(f"{folder}: names nothing to score, so it is reported alone: cellseg report {folder}")
     command = " ".join(["cellseg report", *(shown(run.folder) for method in given for run in method.runs)])
-    write_text(path, render_page(methods, evaluations, images=images, title=title, command=command))
+    unlabelled = not evaluations or (
+        evaluation is None and all(method.first.predictions(UNSCORED).is_dir() for method in methods)
+    )
+    page = render_page(methods, evaluations, unlabelled=unlabelled, images=images, title=title, command=command)
+    write_text(path, page)
     return path
 
 
@@ -95,11 +99,15 @@ def render_page(
     methods: Sequence[Method],
     evaluations: Sequence[str],
     *,
+    unlabelled: bool,
     images: int = 3,
     title: str | None = None,
     command: str = "cellseg report",
 ) -> str:
-    """Return the HTML of a report; see :func:`write_page`. ``command`` is what made it."""
+    """Return the HTML of a report; see :func:`write_page`.
+
+    ``unlabelled`` shows the images without labels too; ``command`` is what made the page.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -120,11 +128,12 @@ def render_page(
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         methods=methods,
+        unlabelled=unlabelled,
         colours=COLOUR_NAMES,
         version=cellseg.__version__,
         command=command,
         **_scores(methods, evaluations),
-        **_pictures(methods, evaluations, images),
+        **_pictures(methods, [*evaluations, *([UNSCORED] if unlabelled else [])], images),
         **_training(methods),
         settings=settings(methods),
         provenance=[provenance(method, run) for method in methods for run in method.runs],
@@ -157,12 +166,11 @@ def _changes(methods: Sequence[Method], evaluation: str, measure: str) -> list[C
     return [change for change in found if change is not None]
 
 
-def _pictures(methods: Sequence[Method], evaluations: Sequence[str], count: int) -> dict[str, Any]:
-    """Gather the images: of the sets that are scored or, where there are none, of those that nobody labelled."""
-    shown_sets = list(evaluations) or [UNSCORED]
+def _pictures(methods: Sequence[Method], shown_sets: Sequence[str], count: int) -> dict[str, Any]:
+    """Gather the images of the sets that are scored, and of those that nobody labelled."""
     views, notes = make_views(methods, shown_sets, count)
     try:
-        cells = [] if evaluations else compare_cells(methods)
+        cells = compare_cells(methods) if UNSCORED in shown_sets else []
     except CellsegError:  # the notes say why
         cells = []
     return {

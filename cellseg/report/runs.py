@@ -143,14 +143,14 @@ def read_folder(folder: Path, *, scored: bool = True) -> Run:
     ------
     CellsegError
         If a file in it cannot be read, or with ``scored`` if it has no scores, unless it is an adaptation that names
-        nothing to score.
+        nothing of its target to score.
     """
     tables = sorted([*(folder / "scores").glob("*.csv"), *(folder / "scores").glob("*.parquet")])
     try:
         config = read_run(folder / "config.json")
     except CellsegError:
         config = None
-    if scored and not tables and not (config and is_label_free(config)):
+    if scored and not tables and not (config and lacks_target(config)):
         raise CellsegError(f"{folder}: holds no scores; make them with 'cellseg evaluate {folder}'")
     seed = _seed_of(folder)
     return Run(
@@ -164,9 +164,10 @@ def read_folder(folder: Path, *, scored: bool = True) -> Run:
     )
 
 
-def is_label_free(config: RunConfig) -> bool:
-    """Whether a run started from other weights and names no labelled images to score."""
-    return config.train.init is not None and not config.data.evaluate
+def lacks_target(config: RunConfig) -> bool:
+    """Whether a run started from other weights and names no labelled images to score but of what it replays."""
+    replayed = {selection.index for selection in config.data.replay}
+    return config.train.init is not None and all(named.index in replayed for named in config.data.evaluate)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from cellseg.config import RunConfig, read_run
 from cellseg.core import CellsegError
 from cellseg.metrics.scores import read_scores
-from cellseg.report.runs import Method, Run, is_label_free, read_folder
+from cellseg.report.runs import Method, Run, lacks_target, read_folder
 from cellseg.weights import TEACHER, find_shipped
 
 if TYPE_CHECKING:
@@ -155,9 +155,9 @@ def _start_of(run: Run) -> Run | None:
     if run.start is None:
         return None
     known = {name: home for name in run.scores if (home := find_scores(run, name)) is not None}
-    if run.config is not None and is_label_free(run.config) and not run.scores:
+    if run.config is not None and lacks_target(run.config):
         predictions = run.folder / FOLDER / "predictions" / UNSCORED
-        known = {UNSCORED: run.folder / FOLDER} if predictions.is_dir() else {}
+        known |= {UNSCORED: run.folder / FOLDER} if predictions.is_dir() else {}
     if not known:
         return None
     weights = find_weights(run.folder, run.start)

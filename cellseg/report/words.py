@@ -12,7 +12,7 @@ from cellseg.datasets.index import select
 from cellseg.metrics.scores import GOOD_STATUS
 from cellseg.report.changes import Change
 from cellseg.report.facts import shown
-from cellseg.report.runs import Method, Run
+from cellseg.report.runs import Method, Run, lacks_target
 from cellseg.report.start import name_of
 from cellseg.report.views import CellCount
 
@@ -204,6 +204,11 @@ def say_caveats(methods: Sequence[Method], evaluations: Sequence[str], changes: 
         ]
     tables = [table for method in methods for name in evaluations for table in method.scores(name)]
     caveats = []
+    if any(run.config is not None and lacks_target(run.config) for run in methods[-1].runs):
+        caveats.append(
+            "Of the images that it was adapted to none was scored: without true labels nobody knows what was gained "
+            "there. 'cellseg suggest' says which images to annotate first."
+        )
     if any(table["dataset"].str.startswith("synthetic").any() for table in tables):
         caveats.append("Synthetic images: no statement about real microscopy.")
     if changes and seeds == 1:
