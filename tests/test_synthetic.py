@@ -8,7 +8,7 @@ import pytest
 import tifffile
 
 from cellseg.core import CellsegError
-from cellseg.datasets.dsb2018 import modality
+from cellseg.datasets.dsb2018 import group_of
 from cellseg.datasets.rendering import STYLES, Cell, draw_cells, paint_labels, render
 from cellseg.datasets.synthetic import USUAL, polygon_of, write_synthetic
 from cellseg.images import read_image
@@ -203,7 +203,7 @@ def test_nuclei_of_stained_tissue_are_darker_than_what_lies_around_them():
         assert (image.shape, image.dtype) == ((*size, 3), np.uint8)
         inside = paint_labels(cells, size) > 0
         assert np.median(image[inside].mean(axis=1)) < 0.9 * np.median(image[~inside].mean(axis=1))
-        colourful.append(modality(image) == "stained")
+        colourful.append(group_of(image) == "stained")
     assert 4 <= sum(colourful) < 8  # one in six is grey
 
 

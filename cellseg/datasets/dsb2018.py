@@ -145,7 +145,7 @@ def decode_runs(text: str, size: tuple[int, int]) -> NDArray[np.bool_]:
     return flat.reshape(size, order="F")
 
 
-def modality(image: NDArray[Any]) -> str:
+def group_of(image: NDArray[Any]) -> str:
     """Tell ``stained`` (coloured), ``brightfield_grey`` (grey on a bright ground) and ``fluorescence`` apart.
 
     Parameters
@@ -223,7 +223,7 @@ def _check(item: tuple[Path, str], out: Path, solution: Solution) -> _Checked:
         labels=target if masks else None,
         dataset="dsb2018",
         split=split if masks else "unlabelled",
-        group=modality(image),
+        group=group_of(image),
         height=size[0],
         width=size[1],
         n_instances=count_instances(labels) if masks else None,
