@@ -13,7 +13,7 @@ from cellseg.config import check_config
 from cellseg.core import Record
 from cellseg.datasets.index import write_index
 from cellseg.images import write_labels
-from cellseg.report.runs import read_methods
+from cellseg.report.runs import lacks_target, read_methods
 from cellseg.report.start import with_start
 from cellseg.report.views import compare_cells, make_views
 
@@ -95,6 +95,15 @@ def test_where_only_the_source_is_scored_the_users_images_are_shown_too(user_run
     assert text.count('<article class="view"') == 3
     assert command(monkeypatch, capsys, "report", user_run, "--set", "source", "--device", "cpu")[0] == 0
     assert "In 2 images without labels" not in (user_run / "report.html").read_text(encoding="utf-8")
+
+
+def test_an_index_may_hold_both_sides(user_run):
+    values = json.loads((user_run / "config.json").read_text())
+    both = [{"index": values["data"]["unlabelled"][0]["index"]}]
+    scored = [both[0] | {"name": name} for name in ("source", "target")]
+    assert lacks_target(check_config(values))
+    assert not lacks_target(check_config(values | {"data": values["data"] | {"replay": both, "evaluate": scored}}))
+    assert not lacks_target(check_config(values | {"data": values["data"] | {"evaluate": scored}}))
 
 
 def test_images_without_labels_are_shown_also_where_an_index_is_to_tell_the_scale(user_run, monkeypatch, capsys):

@@ -165,9 +165,14 @@ def read_folder(folder: Path, *, scored: bool = True) -> Run:
 
 
 def lacks_target(config: RunConfig) -> bool:
-    """Whether a run started from other weights and names no labelled images to score but of what it replays."""
-    replayed = {selection.index for selection in config.data.replay}
-    return config.train.init is not None and all(named.index in replayed for named in config.data.evaluate)
+    """Whether a run started from other weights and names no labelled images to score but of what it replays.
+
+    An index that is replayed and learned from may hold both sides, and what is scored of it counts as target.
+    """
+    data = config.data
+    learned = {selection.index for selection in (*data.train, *data.unlabelled)}
+    source = {selection.index for selection in data.replay} - learned
+    return config.train.init is not None and all(named.index in source for named in data.evaluate)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
