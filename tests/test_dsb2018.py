@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellseg.core import CellsegError
-from cellseg.datasets.dsb2018 import decode_runs, merge_masks, prepare_dsb2018
+from cellseg.datasets.dsb2018 import decode_runs, group_of, merge_masks, prepare_dsb2018
 from cellseg.datasets.index import read_index
 from cellseg.images import read_image, read_labels
 
@@ -131,6 +131,20 @@ def test_images_known_to_be_badly_labelled_are_left_out_without_stopping_anyone(
     assert not index.with_name("left_out.csv").exists()
 
 
+@pytest.mark.parametrize(
+    ("image", "group"),
+    [
+        (np.zeros((4, 4), bool), "fluorescence"),
+        (np.ones((4, 4), bool), "brightfield_grey"),
+        (np.full((4, 4), 60_000, np.uint16), "brightfield_grey"),
+        (np.full((4, 4, 3), (60_000, 30_000, 60_000), np.uint16), "stained"),
+        (np.full((4, 4, 4), (9, 9, 9, 255), np.uint8), "fluorescence"),
+    ],
+)
+def test_the_group_is_told_at_any_depth(image, group):
+    assert group_of(image) == group
+
+
 def test_a_smaller_nucleus_lies_on_top():
     small, large = np.zeros((6, 6), bool), np.zeros((6, 6), bool)
     small[2:4, 2:4], large[1:5, 1:5] = True, True
@@ -151,7 +165,9 @@ def test_the_first_pixels_run_down_the_first_column():
     assert np.argwhere(decode_runs("1 2 6 1", (4, 3))).tolist() == [[0, 0], [1, 0], [1, 1]]
 
 
-@pytest.mark.parametrize("text", ["1", "0 3", "1 0", "1 13", "-4 2", "a b", "1.5 2"])
+@pytest.mark.parametrize(
+    "text", ["1", "0 3", "1 0", "1 13", "-4 2", "a b", "1.5 2", "9" * 30 + " 1", f"{2**62} {2**62}"]
+)
 def test_wrong_run_lengths_are_refused(text):
     with pytest.raises(CellsegError, match="run lengths '"):
         decode_runs(text, (4, 3))

@@ -135,10 +135,11 @@ def decode_runs(text: str, size: tuple[int, int]) -> NDArray[np.bool_]:
     flat = np.zeros(size[0] * size[1], bool)
     try:
         numbers = np.array([int(word) for word in words], np.int64).reshape(-1, 2)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise CellsegError(f"run lengths '{text[:40]}': wanted pairs of whole numbers") from None
     starts, lengths = numbers[:, 0] - 1, numbers[:, 1]
-    if len(numbers) and (starts.min() < 0 or lengths.min() < 1 or (starts + lengths).max() > flat.size):
+    outside = (starts < 0) | (lengths < 1) | (lengths > flat.size) | (starts > flat.size - lengths)
+    if outside.any():
         raise CellsegError(f"run lengths '{text[:40]}' leave an image of {size[0]} × {size[1]} pixels")
     for start, length in zip(starts, lengths, strict=True):
         flat[start : start + length] = True
@@ -150,10 +151,11 @@ def group_of(image: NDArray[Any]) -> str:
 
     Parameters
     ----------
-    image : unsigned integers (H, W) or (H, W, C)
+    image : unsigned integers or bool (H, W) or (H, W, C)
         Grey, RGB or RGBA.
     """
-    colours = to_three_channels(image).astype(np.float32) * (255 / np.iinfo(image.dtype).max)
+    colours = to_three_channels(image).astype(np.float32)
+    colours *= 255 / (1 if image.dtype == bool else np.iinfo(image.dtype).max)
     if float((colours.max(axis=2) - colours.min(axis=2)).mean()) > GREY:
         return "stained"
     return "brightfield_grey" if float(np.median(colours)) > 255 / 2 else "fluorescence"
@@ -208,10 +210,11 @@ def _check(item: tuple[Path, str], out: Path, solution: Solution) -> _Checked:
             None, (Finding("size mismatch", subject, f"a mask is {wrong[0]} but the image {size}; left out"),)
         )
     labels = merge_masks(masks, size)
+    n_cells = count_instances(labels)
     found: list[Finding] = []
     if not masks:
         found.append(Finding("no labels", subject, "no mask; moved to 'unlabelled'"))
-    elif (n_cells := count_instances(labels)) < len(masks):
+    elif n_cells < len(masks):
         message = f"{len(masks) - n_cells} of {len(masks)} masks are empty or covered by others; left out"
         found.append(Finding("lost masks", subject, message))
     target = out / "labels" / f"{path.stem}.tif"
@@ -226,7 +229,7 @@ def _check(item: tuple[Path, str], out: Path, solution: Solution) -> _Checked:
         group=group_of(image),
         height=size[0],
         width=size[1],
-        n_instances=count_instances(labels) if masks else None,
+        n_instances=n_cells if masks else None,
         label_kind="instances" if masks else "",
         diameter=round(diameter, 2) if (diameter := median_diameter(labels)) else None,
     )
